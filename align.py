@@ -1,0 +1,185 @@
+"""Test-time user-preference alignment (Section 2.2, Eq. 5, Algorithm 1): rewrite the persona by textual feedback.
+
+Works on any agent that has `persona`, `memory`, `tools` (each with `over(memory)`) and `answer(question)`, and any model
+with `chat(messages, max_tokens=..)`. It changes nothing but `agent.persona`, and keeps a record of every step.
+What it does not do: look at a validation set, or take back an update that turns out worse.
+"""
+import copy
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+# paper, Appendix A, word for word ("Loss Gradient/Feedback Prompt"). Read by LLM_grad, once per interaction of the batch.
+GRADIENT_PROMPT = """\
+You are a meticulous and critical evaluator of personalized AI agent responses.
+
+Analyze the following and give the feedback on how to improve the system prompt to align with the user's preferences.
+
+Question: [Question]
+
+Expected Answer: [Ground Truth]
+
+Agent Response: [Response]
+
+Your feedback should focus on how to adjust the persona system prompt to tailor the agent's responses to the individual \
+user's unique characteristics. Make sure the feedback is concise and clear.
+
+Tips:
+
+1. Explain on how to improve the search keywords of tools for this user.
+2. Take the user's prior interactions, preferences, and any personalization aspects into consideration.
+3. Provide explicit description for user profile and preferences that is not specific to this task.
+
+Feedback:"""
+
+# paper, Appendix A, word for word ("Gradient Update Prompt"). Read by LLM_update, once per iteration.
+UPDATE_PROMPT = """\
+You are a prompt engineering assistant tasked with refining the personal agent system prompts for improved user \
+preference alignment.
+
+Current system prompt: [Current Persona]
+
+Provided Feedback: [Aggregated Feedback]
+
+Based on the feedback above, generate an updated system prompt that explicitly highlights the user's unique preferences. \
+Ensure that the prompt instructs the agent to align its responses with the user's preferences, including detailed user \
+profile or preferences. Please maintain a helpful and clear tone in the system prompt.
+
+New system prompt:"""
+
+MAX_WORDS, MAX_GROWTH = 1500, 4  # of an updated persona: words in all, and times the length of its predecessor
+FILLER = set("the a an is was be should expected correct right answer response feedback label score rating tag "
+             "category agent it of".split())
+# What models put round an updated prompt: opening remarks and headings, closing remarks, rules and code fences.
+OPENER = (r"(?:(?:certainly|sure|of course|absolutely)\b.*|[^.\n]*\b(?:prompt|persona|version)\b[^.\n]*:|"
+          r"(?:(?:new|updated|revised|refined|improved) )?(?:persona |system )*prompt)")
+CLOSER = (r"(?:(?:this|the|these) (?:(?:new|updated|revised|refined|improved|above|system|persona|changes?|prompt|version)\s+)+|"
+          r"(?:please )?(?:feel free|let me know|i hope|if you (?:have|need|would)|with these|key changes)\b)")
+RULE = r"[ \t]*(?:[-*_=]{3,}|`{3}\w*)[ \t]*"
+PACKAGING = [re.compile(p, re.I) for p in (
+    rf"\A(?:[#*_ \t]*{OPENER}[*_ \t]*|{RULE}|[ \t]*)\n",                       # a first line
+    rf"\n{RULE}\n\s*[#*_ \t]*{CLOSER}(?:(?!\n{RULE}\n)[\s\S])*\Z",             # a closing remark after a rule
+    rf"\n\s*\n[#*_ \t]*{CLOSER}(?:(?!\n\s*\n)[\s\S])*\Z",                      # a closing remark as last paragraph
+    rf"(?:\n|\A){RULE}\Z",                                                     # a last line
+    r"\A[#*_ \t]*(?:(?:new|updated|revised) )?(?:persona |system )*prompt[*_ \t]*:[*_ \t]*")]  # 'System prompt: You are'
+
+
+@dataclass
+class Sample:
+    """One interaction of the batch: the user's answer, the agent's simulated one, and the feedback on the difference."""
+    query: str
+    expected: str
+    answer: object  # what `agent.answer` returned; [Response] is its text
+    feedback: str
+    degenerate: bool
+
+
+@dataclass
+class Iteration:
+    """One call of OPTIMIZATION. `reason` says why an update was not accepted; `after` is then the persona `before`."""
+    before: str
+    samples: list
+    reply: str
+    after: str
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass
+class Alignment:
+    """What alignment did: `final` is the persona P*, `iterations` its record."""
+    initial: str
+    final: str
+    iterations: list = field(default_factory=list)
+
+
+def fill(template, values):
+    """Put values into a prompt's [Placeholders] in one pass, so that brackets inside a value stay as they are."""
+    return re.sub("|".join(re.escape(f"[{name}]") for name in values), lambda m: values[m[0][1:-1]], template)
+
+
+def is_degenerate(feedback, *answers):
+    """Whether feedback is empty or only repeats an answer ('3', 'Expected Answer: 3.'): nothing can be learned from it."""
+    words = set(re.findall(r"\w+", feedback.lower()))
+    return not words - FILLER - set(re.findall(r"\w+", " ".join(answers).lower()))
+
+
+def unwrap(reply):
+    """The prompt inside an update reply: without 'Certainly! Here is ..', headings such as '**Updated system prompt:**',
+    rules, fences and closing remarks round it. What stands between them is not touched."""
+    text, last = reply.strip(), None
+    while text != last:
+        last = text
+        for packaging in PACKAGING:
+            text = packaging.sub("", text, count=1).strip()
+    return text[1:-1].strip() if text[:1] == text[-1:] == '"' and text.count('"') == 2 else text
+
+
+def judge(reply, before):
+    """(persona, '') if an update reply can replace the persona `before`, else (before, reason)."""
+    after = unwrap(reply.text)
+    words, limit = len(after.split()), MAX_GROWTH * len(before.split())
+    reason = ("the update was refused" if reply.finish == "content_filter" else
+              "the update was cut off at the token limit" if reply.finish == "length" else
+              "the update is empty" if not words else
+              f"the update has {words} words, over {MAX_WORDS}" if words > MAX_WORDS else
+              f"the update has {words} words, over {MAX_GROWTH} times the persona before it" if words > limit else
+              "the update only repeats the persona" if after == before else "")
+    return (before, reason) if reason else (after, "")
+
+
+def align(agent, llm, n=3, iterations=1):
+    """Algorithm 1 on the last n labelled episodes of `agent.memory`; sets `agent.persona` to P* and returns the record.
+
+    Iterations repeat over the same batch, each from the persona that the one before left. A simulated answer must not see
+    its own gold answer, so its tools read `memory.before(i)`. The calls of one step run side by side."""
+    episodes = list(agent.memory)
+    batch = [i for i, e in enumerate(episodes) if e.response][-n:] if n > 0 else []
+    record = Alignment(agent.persona, agent.persona)
+    if not batch:
+        return record
+
+    def sample(i):
+        """r_hat = the agent's answer as of episode i; then the textual gradient LLM_grad(q, r_hat, r)."""
+        twin, episode = copy.copy(agent), episodes[i]
+        twin.tools = [tool.over(agent.memory.before(i)) for tool in agent.tools]
+        answer = twin.answer(episode.query)
+        prompt = fill(GRADIENT_PROMPT, {"Question": episode.query, "Ground Truth": episode.response,
+                                        "Response": answer.text})
+        feedback = llm.chat([{"role": "user", "content": prompt}]).text.strip()
+        return Sample(episode.query, episode.response, answer, feedback,
+                      is_degenerate(feedback, episode.response, answer.text))
+
+    with ThreadPoolExecutor(len(batch)) as pool:
+        for _ in range(iterations):
+            samples = list(pool.map(sample, batch))
+            agent.persona = record.final = _update(agent.persona, samples, llm, record)
+    return record
+
+
+def _update(before, samples, llm, record):
+    """P* = LLM_update(gradients, P): one call over all usable feedback, numbered. Appends to the record; returns P*."""
+    useful = [s.feedback for s in samples if not s.degenerate]
+    if not useful:
+        record.iterations.append(Iteration(before, samples, "", before, False, "no usable feedback"))
+        return before
+    feedback = "\n\n".join(f"{i}. {text}" for i, text in enumerate(useful, 1))
+    prompt = fill(UPDATE_PROMPT, {"Current Persona": before, "Aggregated Feedback": feedback})
+    reply = llm.chat([{"role": "user", "content": prompt}], max_tokens=2048)
+    after, reason = judge(reply, before)
+    record.iterations.append(Iteration(before, samples, reply.text, after, not reason, reason))
+    return after
+
+
+def story(record, tell=lambda answer: answer["text"]):
+    """An alignment (`asdict` of an Alignment) as readable text: persona, simulations, feedback and what came of them.
+
+    tell: how one simulated answer, as a dict, is told (persona_agent.story tells every step)."""
+    parts = [f"--- persona, initial\n{record['initial']}"]
+    for n, step in enumerate(record["iterations"], 1):
+        for s in step["samples"]:
+            parts.append(f"--- iteration {n}, simulated\n{s['query']}\n{tell(s['answer'])}\nthe user's: {s['expected']!r}\n"
+                         f"--- feedback{', degenerate: dropped' if s['degenerate'] else ''}\n{s['feedback'] or '(empty)'}")
+        parts.append(f"--- persona after iteration {n}\n{step['after']}" if step["accepted"] else
+                     f"--- persona unchanged: {step['reason']}; the update reply was\n{step['reply'] or '(no call)'}")
+    return "\n\n".join(parts)

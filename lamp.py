@@ -1,0 +1,762 @@
+"""LaMP: the four tasks, the data, the methods, the runner and the command line.
+
+`python lamp.py --task lamp1` runs PersonaAgent on the bundled sample against a stand-in server; `--help` has the rest.
+Gold labels are read here and only scored here: no request to a model ever holds the gold of an evaluated query.
+"""
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import align
+import memory as memories
+import metrics
+import persona_agent
+import tools
+from memory import EpisodicMemory, Episode, summarize
+from persona_agent import OpenAICompatible, PersonaAgent, Usage, initial_persona
+from tools import RAG, WIKI_DOWN, ServiceError, Wiki
+
+HERE = Path(__file__).resolve().parent
+SAMPLE = HERE / "tests" / "sample"
+
+
+class Problem(Exception):
+    """What a user can cause and mend: printed as one line. `code`: 2 for usage, 1 for the rest."""
+
+    def __init__(self, message, code=1):
+        super().__init__(message)
+        self.code = code
+
+
+# ---------------------------------------------------------------------------------------------------- tasks
+
+@dataclass(frozen=True)
+class Task:
+    """A LaMP task as data. `pattern` finds in an input the text that history items are compared with (`key`) and, in
+    LaMP-1, the two options (`a`, `b`); a history item becomes a full question by putting its own text in their place."""
+    name: str
+    title: str
+    folder: str      # of the official release, below the root or below time/
+    labels: tuple    # in the order of the official scorer
+    pattern: str
+    fields: tuple    # of a history item
+    text: str        # the one of them that is compared with `key`
+    label: str       # the item's field with the answer (LaMP-1: the title that the paper cites, where the data have it)
+    example: str     # one retrieved item in LaMP's own prompts (LaMP/prompts/prompts.py)
+    summary: str     # S_t of Eq. 3 (ours, asking what PAG's prompts ask)
+
+    def match(self, text):
+        return re.search(self.pattern, text, re.S)
+
+    @property
+    def options(self):
+        """The groups of `pattern` that hold a question's own options: 'ab' in LaMP-1, else ''."""
+        return "ab" if "(?P<a>" in self.pattern else ""
+
+    def parse(self, text):
+        return metrics.parse_rating(text) if self.rating else metrics.parse_label(text, self.labels)
+
+    @property
+    def rating(self):
+        return self.labels == ("1", "2", "3", "4", "5")
+
+    def score(self, gold, pred):
+        """{metric name: value} as the official scorer computes it; None counts as an answer that it cannot read."""
+        pred = ["" if p is None else p for p in pred]
+        if self.rating:
+            return {"MAE": metrics.mae(gold, pred), "RMSE": metrics.rmse(gold, pred)}
+        return {"accuracy": metrics.accuracy(gold, pred, self.labels), "macro-F1": metrics.macro_f1(gold, pred, self.labels)}
+
+
+MOVIE_TAGS = ("sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic",
+              "psychology", "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story")
+NEWS_CATEGORIES = ("food & drink", "sports", "education", "parents", "religion", "travel", "business", "crime",
+                   "science & technology", "culture & arts", "entertainment", "politics", "women", "style & beauty",
+                   "healthy living")
+TASKS = {t.name: t for t in (
+    Task("lamp1", "LaMP-1: Personalized Citation Identification", "LaMP_1", ("[1]", "[2]"),
+         r'paper with the title "(?P<key>.*)", which reference is related\?.*?\[1\]: "(?P<a>.*)" \[2\]: "(?P<b>.*)"',
+         ("title", "abstract"), "title", "citation", '"{title}"',
+         "These are papers that one researcher has written, with a paper each of them cites where that is known. Write a "
+         "profile of the researcher in at most 120 words: research interests, topics and methods, and what kind of work "
+         "they tend to cite. Write only the profile."),
+    Task("lamp2m", "LaMP-2M: Personalized Movie Tagging", "LaMP_2/new", MOVIE_TAGS,
+         r"\] description: (?P<key>.*)", ("description",), "description", "tag", 'the tag for the movie: "{description}" is "{tag}" ',
+         "These are movies that one user has tagged. Write a profile of the user in at most 120 words: the tag they give "
+         "most often, the films they watch, and how they choose between tags that would both fit. Write only the profile."),
+    Task("lamp2n", "LaMP-2N: Personalized News Categorization", "LaMP_2", NEWS_CATEGORIES,
+         r"\] article: (?P<key>.*)", ("title", "text"), "text", "category",
+         'the category for the article: "{text}" is "{category}" ',
+         "These are articles that one journalist has written, with their categories. Write a profile of the journalist in "
+         "at most 120 words: the category they write in most often, their subjects, and how they choose between "
+         "categories that would both fit. Write only the profile."),
+    Task("lamp3", "LaMP-3: Personalized Product Rating", "LaMP_3", ("1", "2", "3", "4", "5"),
+         r"without further explanation\. review: (?P<key>.*)", ("text",), "text", "score", '{score} is the score for "{text}" ',
+         "These are product reviews that one user has written, with the scores they gave. Write a profile of the user in at "
+         "most 120 words: the scores they give most often to positive and to negative reviews, what they care about, and "
+         "how they write. Write only the profile."))}
+
+
+# ---------------------------------------------------------------------------------------------------- data
+
+@dataclass
+class Query:
+    id: str
+    input: str
+    gold: str
+
+
+@dataclass
+class User:
+    """history: oldest first, without anything that would give an evaluated query away; `leaks` counts what was taken out."""
+    id: str
+    history: list
+    queries: list
+    leaks: int = 0
+
+
+def records(path):
+    """Stream the elements of a JSON array of any size: what is held is the largest element."""
+    decode, chunk = json.JSONDecoder().raw_decode, 1 << 20
+    with open(path, encoding="utf-8") as file:
+        buffer, at = file.read(chunk).lstrip("\ufeff \t\r\n"), 1
+        if not buffer.startswith("["):
+            raise Problem(f"{path} is not a JSON array, it starts with {buffer[:30]!r}: download it again, or check the path.")
+        while True:
+            at = re.compile(r"[\s,]*").match(buffer, at).end()
+            if buffer.startswith("]", at):
+                return
+            try:
+                record, at = decode(buffer, at)
+                yield record
+            except json.JSONDecodeError as e:
+                more = file.read(max(chunk, len(buffer)))  # doubles, so that a large record is not parsed too often
+                if not more:
+                    raise Problem(f"{path} is not complete JSON ({e.msg} near the end of its {os.path.getsize(path):,} bytes), "
+                                  "perhaps half written: download it again.") from None
+                buffer, at = buffer[at:] + more, 0
+
+
+def locate(task, data):
+    """[(questions file, outputs file | None)], the partition to evaluate last. None: an OPPU file, which holds its gold.
+
+    Official layout: DATA[/time]/<folder>/{train,dev}/{split}_questions.json beside {split}_outputs.json; OPPU layout: a
+    file *history.json. `data` may be the root, a folder further down, or a file."""
+    root = Path(data)
+    if not root.exists():
+        raise Problem(f"--data {data} does not exist. README.md says where LaMP comes from.")
+    for base in ([root / "time" / task.folder, root / task.folder, root] if root.is_dir() else [root]):
+        files = [base] if base.is_file() else [f for s in ("train", "dev") for f in (
+            base / s / f"{s}_questions.json", base / f"{s}_questions.json") if f.exists()] or sorted(base.glob("*history.json"))
+        pairs = [(f, f.with_name(f.name.replace("_questions", "_outputs")) if "_questions" in f.name else None) for f in files]
+        usable = [p for p in pairs if not p[1] or p[1].exists()]
+        if usable:
+            return usable
+        if pairs:
+            raise Problem(f"{pairs[-1][0]} has no gold beside it: put {pairs[-1][1].name} into the same folder (LaMP publishes "
+                          "gold for train and dev), or point --data at other data.")
+    raise Problem(f"{data} holds no {task.name} data: looked for {task.folder}/dev/dev_questions.json, also under time/, and "
+                  "for an OPPU *history.json.")
+
+
+def read_gold(task, path):
+    """{id: gold} of an official outputs file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        gold = {str(g["id"]): str(g["output"]) for g in data["golds"]}
+    except (ValueError, KeyError, TypeError) as e:
+        raise Problem(f"{path} is not a LaMP outputs file ({type(e).__name__}: {e}): download it again.") from None
+    if data.get("task") != task.folder.split("/")[0]:
+        raise Problem(f"{path} holds gold for {data.get('task')}, not for {task.folder.split('/')[0]}: check --data and --task.")
+    return gold
+
+
+def date_of(item):
+    """'2012-03-06' -> (2012, 3, 6), 2012 -> (2012,), anything else -> (): orders dates as the official code does."""
+    try:
+        return tuple(map(int, str(item["date"]).split("-")))
+    except (KeyError, ValueError, TypeError):
+        return ()
+
+
+def entries(task, path, gold, faults):
+    """(user, Query, profile, (newest date, profile length)) of each usable query in a file; `faults` tells of the others.
+
+    gold: {id: gold}, or None where the records are OPPU's {user_id, profile, query: [{id, input, gold}]}."""
+    for number, record in enumerate(records(path)):
+        record = record if isinstance(record, dict) else {}
+        profile = record.get("profile") if isinstance(record.get("profile"), list) else []
+        asked = [record] if gold is not None else record.get("query") or [{}]
+        newest = max((date_of(item) for item in profile), default=())
+        for place, q in enumerate(asked):
+            answer = q.get("gold") if gold is None else gold.get(str(q.get("id")))
+            if "id" not in q or not isinstance(q.get("input"), str):
+                faults.append(f"{path}, record {q.get('id', number)}: no 'input' or no 'id'")
+            elif not task.match(q["input"]):
+                faults.append(f"{path}, record {q['id']}: this is not a {task.name} question: {q['input'][:60]!r}")
+            elif answer is None:
+                faults.append(f"{path}, record {q['id']}: no gold")
+            else:
+                yield (str(record.get("user_id", f"record {q['id']}")), Query(str(q["id"]), q["input"], str(answer)), profile,
+                       (newest, len(profile) + place))
+
+
+def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None, seed=0):
+    """(users to evaluate, those with the longest history first; remarks on the data).
+
+    Two passes, so that no file is held whole: the first chooses, the second reads what was chosen. Per user the latest
+    queries of the last partition with gold; history is the profile of the first of these, and earlier queries."""
+    parts = [(path, outputs and read_gold(task, outputs)) for path, outputs in locate(task, data)]
+    faults, seen, ids = [], {}, set()
+    for part, (path, gold) in enumerate(parts):
+        for user, query, profile, order in entries(task, path, gold, faults):
+            seen.setdefault(user, []).append((part, order, query.id, len(profile)))
+            ids.add(query.id)
+        lost = [i for i in gold or () if i not in ids and not any(f", record {i}:" in f for f in faults)]
+        if lost:
+            raise Problem(f"gold for {len(lost)} ids that {path} does not have (first: {lost[0]}): the two files beside each "
+                          "other do not belong together.")
+    latest = {u: [e for e in sorted(all_, key=lambda e: e[:2]) if e[0] == len(parts) - 1][-queries_per_user:]
+              for u, all_ in seen.items()}
+    chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][3])[:users]
+    if not chosen:
+        raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {faults[0] if faults else 'It is empty'}")
+    plan = {u: [e[2] for e in latest[u]] for u in chosen}
+    raw = {u: {"queries": {}, "earlier": [], "profile": []} for u in chosen}
+    for part, (path, gold) in enumerate(parts):
+        for user, query, profile, order in entries(task, path, gold, []):
+            if user in plan and query.id in plan[user]:
+                raw[user]["queries"][query.id] = query
+                raw[user]["profile"] = profile if query.id == plan[user][0] else raw[user]["profile"]
+            elif user in plan:
+                raw[user]["earlier"].append((order, query))
+    found = build_users(task, plan, raw, max_history, seed, faults)
+    for user in found:
+        user.queries = user.queries[:limit]
+        limit = None if limit is None else limit - len(user.queries)
+    more = [f"{len(faults) - 5} more"] if len(faults) > 5 else []
+    return [u for u in found if u.queries], [f"skipped: {f}" for f in faults[:5] + more]
+
+
+def build_users(task, plan, raw, max_history, seed, faults):
+    """User objects: history as episodes in time order, without any item that has an evaluated query's id or text."""
+    items = {u: history_items(task, u, raw[u], faults) for u in plan}
+    cited = {u: {i[task.label] for i in items[u] if i.get(task.label)} for u in plan}
+    found = []
+    for user, ids in plan.items():
+        queries = [raw[user]["queries"][i] for i in ids]
+        matches = [task.match(q.input) for q in queries]
+        keys, offered = {norm(m["key"]) for m in matches}, {m[g] for m in matches for g in task.options}
+        kept = [i for i in items[user] if norm(i[task.text]) not in keys and str(i.get("id")) not in ids]
+        others = sorted(set().union(*(cited[u] for u in cited if u != user)) - cited[user] - offered)
+        history = [episode_of(task, item, queries[0].input, others, random.Random(f"{seed} {user} {n}"))
+                   for n, item in enumerate(kept)][-(max_history or 0):]
+        if any(e.response and norm(task.match(e.query)["key"]) in keys for e in history):
+            raise RuntimeError(f"an evaluated query is left in the history of user {user}")
+        found.append(User(user, history, queries, len(items[user]) - len(kept)))
+    return found
+
+
+def history_items(task, user, raw, faults):
+    """The profile's items, then earlier queries that it does not hold yet; by date where there are dates."""
+    def missing(item):
+        needed = [*task.fields, *([] if task.options else [task.label])]  # LaMP-1 as published tells no citations
+        return [f for f in needed if not (isinstance(item, dict) and str(item.get(f) or "").strip())]
+
+    faults += [f"an item of user {user}'s profile has no {', no '.join(missing(i))}" for i in raw["profile"] if missing(i)]
+    items = [i for i in raw["profile"] if not missing(i)]
+    known = {norm(i[task.text]) for i in items if i.get(task.label)}
+    for (newest, _), query in sorted(raw["earlier"], key=lambda e: e[0]):
+        at = task.match(query.input)
+        if norm(at["key"]) not in known:
+            label = at["ab"[task.labels.index(query.gold)]] if task.options and query.gold in task.labels else query.gold
+            items.append({"id": query.id, task.text: at["key"], task.label: label, "date": "-".join(map(str, newest)),
+                          "asked": (query.input, query.gold)})
+    return sorted(items, key=date_of) if any(map(date_of, items)) else items
+
+
+def norm(text):
+    return " ".join(str(text).lower().split())
+
+
+def episode_of(task, item, pattern, others, rng):
+    """A history item as an Episode: its question is the input `pattern` with the item's own text in place.
+
+    In LaMP-1 the cited title stands against one of `others`, titles that only other users cite (Appendix E)."""
+    label, (query, response) = item.get(task.label), item.get("asked") or (item[task.text], "")
+    if not response and label and (others or not task.options):
+        pair = [label, rng.choice(others)] if task.options else []
+        rng.shuffle(pair)
+        response = str(task.labels[pair.index(label)] if pair else label)
+        match, query = task.match(pattern), pattern
+        for group, value in sorted({"key": item[task.text], **dict(zip("ab", pair))}.items(), key=lambda gv: -match.start(gv[0])):
+            query = query[:match.start(group)] + str(value) + query[match.end(group):]
+    text = ": ".join(str(item[f]) for f in task.fields if item.get(f)) + (f" -> {task.label}: {label}" if label else "")
+    example = task.example.format_map({f: " ".join(str(v).split(" ")[:368]) for f, v in item.items()})  # cut as in OPPU
+    return Episode(query, response, {"id": item.get("id"), "date": item.get("date"), "example": example},
+                   text + (f" ({item['date']})" if item.get("date") else ""))
+
+
+# ---------------------------------------------------------------------------------------------------- methods
+
+@dataclass(frozen=True)
+class Method:
+    """What a method gives the model. examples: the user's top-K items in LaMP's own prompt; persona: Appendix B's prompt
+    with the profile, before a ReAct loop over `tools`; aligned: the persona is rewritten by Algorithm 1 first."""
+    examples: int = 0
+    persona: bool = False
+    tools: tuple = ()
+    aligned: bool = False
+
+    @property
+    def embeds(self):
+        return bool(self.examples) or "RAG" in self.tools
+
+
+METHODS = {
+    # the bare input: one call, nothing of the user
+    "prompt": Method(),
+    # LaMP's retrieval augmentation: the 4 items most similar to the input's content, in LaMP's own words, one call
+    "rag-4": Method(examples=4),
+    # the whole agent with the initial persona (Table 3, w/o alignment)
+    "no-alignment": Method(persona=True, tools=("Wiki", "RAG")),
+    # the method: profile -> persona -> alignment -> ReAct over Wikipedia and episodic memory
+    "personaagent": Method(persona=True, tools=("Wiki", "RAG"), aligned=True),
+}
+
+
+def rag_prompt(task, text, memory, k):
+    """LaMP's own construction: the retrieved items before the input, in LaMP-1 behind its first word 'title'."""
+    match = task.match(text)
+    found = memory.search(" ".join(match[g] for g in task.options or ["key"]), k)
+    joined = ", and ".join(episode.metadata["example"] for episode, _ in found)
+    return text if not found else text.replace("title", f"title, and {joined}", 1) if task.options else f"{joined}. {text}"
+
+
+class Meter:
+    """A model that counts what goes through it: the cost of one stage."""
+
+    def __init__(self, llm):
+        self.llm, self.usage, self.lock = llm, Usage(), threading.Lock()
+
+    def chat(self, *args, **kwargs):
+        reply = self.llm.chat(*args, **kwargs)
+        with self.lock:
+            self.usage = self.usage + reply.usage
+        return reply
+
+
+def build_agent(task, method, user, llm, wiki, opts, shared, line):
+    """(PersonaAgent, its line of personas.jsonl) for one user: memory, profile, persona and, where asked for, alignment.
+
+    shared: the memory and the profile that other methods made for this user. line: what an earlier start of this run
+    wrote to personas.jsonl; the persona is then taken from it."""
+    if method.embeds and "memory" not in shared:
+        memory = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
+        memory.add(user.history)
+        shared["memory"] = memory
+    memory = shared.get("memory")
+    bound = [tool for tool in (wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
+    if not method.persona or line:
+        return PersonaAgent(llm, memory, line["final"] if line else "", bound, opts["max_steps"]), line
+    if "profile" not in shared:
+        meter = Meter(llm)
+        shared["profile"] = summarize(meter, user.history, task.summary), meter.usage
+    profile, profile_usage = shared["profile"]
+    meter = Meter(llm)
+    agent = PersonaAgent(meter, memory, initial_persona(profile), bound, opts["max_steps"])
+    record = align.align(agent, meter, opts["batch"], opts["iterations"] if method.aligned else 0)
+    agent.llm = llm
+    return agent, {"user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
+                   "profile": profile, **asdict(record),
+                   "usage": {"profile": asdict(profile_usage), "alignment": asdict(meter.usage)}}
+
+
+def answer_query(task, method, agent, user, query):
+    """The line of predictions.jsonl for one query."""
+    start, prompt = time.monotonic(), query.input
+    if method.persona:
+        result = agent.answer(query.input)
+    else:
+        prompt = rag_prompt(task, prompt, agent.memory, method.examples) if method.examples else prompt
+        result = persona_agent.complete(agent.llm, prompt)
+    return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold, "prediction": task.parse(result.text),
+            **asdict(result), "seconds": round(time.monotonic() - start, 3)}
+
+
+def evaluate(task, method, user, llm, wiki, opts, shared, line, done, emit):
+    """Answer one user's queries that are not in `done`; every line goes to emit(file name, row) as it is ready.
+
+    A failure, of the wire or of ours, is a line of errors.jsonl for each query that it hit, and stops nothing else."""
+    queries = [q for q in user.queries if q.id not in done]
+
+    def failed(query, stage, e):
+        emit("errors.jsonl", {"user_id": user.id, "id": query.id, "stage": stage, "error": f"{type(e).__name__}: {e}"})
+
+    def one(query):
+        try:
+            emit("predictions.jsonl", answer_query(task, method, agent, user, query))
+        except Exception as e:
+            failed(query, "answer", e)
+
+    try:
+        agent, made = build_agent(task, method, user, llm, wiki, opts, shared, line)
+    except Exception as e:
+        for query in queries:
+            failed(query, "persona", e)
+        return
+    if made is not line:
+        emit("personas.jsonl", made)
+    with ThreadPoolExecutor(len(queries)) as pool:
+        list(pool.map(one, queries))
+
+
+# ---------------------------------------------------------------------------------------------------- a run
+
+class Folder:
+    """A run folder: JSON lines appended as they come, from any thread; a folder made with other settings is refused."""
+
+    def __init__(self, path, settings=None):
+        self.path, self.lock = Path(path), threading.Lock()
+        if settings is None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "predictions.jsonl").touch()
+            before = json.loads((self.path / "results.json").read_text(encoding="utf-8"))["settings"]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError) as e:
+            raise Problem(f"cannot use the folder {self.path}: {e}. Choose another one with --output.", 2) from None
+        differ = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v]
+        if differ:
+            raise Problem(f"{self.path} holds a run with other settings ({'; '.join(differ)}): choose another --output.", 2)
+
+    def rows(self, name):
+        """The lines of a JSON lines file; a last line torn by a crash is cut off."""
+        file = self.path / name
+        if not file.exists():
+            return []
+        text = file.read_bytes()
+        whole = text[:text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            file.write_bytes(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def append(self, name, row):
+        with self.lock, open(self.path / name, "a", encoding="utf-8") as out:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def write(self, name, data):
+        part = self.path / f"{name}.part"
+        part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(self.path / name)
+
+
+def run(task, name, users, llm, wiki, opts, folder, workers, shared, origin):
+    """Evaluate one method on all users, resuming what the folder holds, and write every output. Returns the results.
+
+    shared: {user id: dict} for what the methods of one start share. origin: what results.json says of its making."""
+    wanted = {q.id for u in users for q in u.queries}
+    rows = {r["id"]: r for r in folder.rows("predictions.jsonl") if r["id"] in wanted}
+    lines = {r["user_id"]: r for r in folder.rows("personas.jsonl")}
+    (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
+    folder.write("results.json", {"complete": False, **origin})
+    done, progress, embedded, start = set(rows), Progress(task, name, len(wanted), rows), llm.embed_usage, time.time()
+
+    def emit(file, row):
+        folder.append(file, row)
+        progress.count(file, row)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        jobs = [pool.submit(evaluate, task, METHODS[name], user, llm, wiki, opts, shared.setdefault(user.id, {}),
+                            lines.get(user.id), done, emit) for user in users if not {q.id for q in user.queries} <= done]
+        for job in as_completed(jobs):
+            job.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    results = {"complete": True, **results_of(task, users, folder), "this_start": {
+        "seconds": round(time.time() - start, 1), "embedding": asdict(llm.embed_usage - embedded)}, **origin}
+    folder.write("results.json", results)
+    return results
+
+
+class Progress:
+    """One line on stderr, where a terminal watches: done/total, running metric, calls, tokens, time left."""
+
+    def __init__(self, task, name, total, rows):
+        self.task, self.name, self.total, self.rows, self.lock = task, name, total, rows, threading.Lock()
+        self.start, self.before, self.failed = time.monotonic(), len(rows), 0
+
+    def count(self, file, row):
+        with self.lock:
+            self.failed += file == "errors.jsonl"
+            if file == "predictions.jsonl":
+                self.rows[row["id"]] = row
+            if self.rows and sys.stderr.isatty():
+                end = "\n" if len(self.rows) + self.failed == self.total else ""
+                print(f"\r{self.line()}\033[K", end=end, file=sys.stderr, flush=True)
+
+    def line(self):
+        rows, used = list(self.rows.values()), total(r["usage"] for r in self.rows.values())
+        scores = self.task.score([r["gold"] for r in rows], [r["prediction"] for r in rows])
+        pace = (time.monotonic() - self.start) / max(len(rows) - self.before, 1)
+        return (f"{self.name} {len(rows)}/{self.total}, {self.failed} failed  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
+                + f"  {used.calls} calls  {(used.input + used.output) / 1000:.0f}k tokens  "
+                f"{pace * (self.total - len(rows) - self.failed):.0f} s left")
+
+
+def total(usages):
+    return sum((Usage(**u) for u in usages), Usage())
+
+
+def mean(values):
+    values = list(values)
+    return round(sum(values) / len(values), 3) if values else 0
+
+
+def results_of(task, users, folder):
+    """Metrics, counts and costs of a run folder, computed from its lines; writes lamp.json and gold.json beside them."""
+    rows = {r["id"]: r for r in folder.rows("predictions.jsonl")}
+    rows = [rows[q.id] for u in users for q in u.queries if q.id in rows]
+    lines = list({r["user_id"]: r for r in folder.rows("personas.jsonl")}.values())
+    gold, pred, raw = ([r[k] for r in rows] for k in ("gold", "prediction", "text"))
+    for file, values in (("gold.json", gold), ("lamp.json", [p or t for p, t in zip(pred, raw)])):
+        folder.write(file, {"task": task.folder.split("/")[0],
+                            "golds": [{"id": r["id"], "output": v} for r, v in zip(rows, values)]})
+    used = [[s["action"] for s in r["steps"]] for r in rows]
+    steps = [s for r in rows + [s["answer"] for line in lines for i in line["iterations"] for s in i["samples"]] for s in r["steps"]]
+    return {
+        "metrics": {"n": len(rows), "right": sum(map(str.__eq__, gold, [p or "" for p in pred])), **task.score(gold, pred)},
+        "strict": task.score(gold, raw), "unparsed": pred.count(None),
+        "errors": len({r["id"] for r in folder.rows("errors.jsonl")}),
+        "status": {s: sum(r["status"] == s for r in rows) for s in ("answered", "forced", "refused", "overflow")},
+        "tool_calls_per_answer": {t: mean(u.count(t) for u in used) for t in ("Wiki", "RAG")},
+        "answers_with_two_tools": sum({"Wiki", "RAG"} <= set(u) for u in used),
+        "failed_wiki_calls": sum(s["observation"] == WIKI_DOWN for s in steps),
+        "users": {"n": len(users), "leaks_removed": sum(u.leaks for u in users),
+                  "aligned": sum(bool(line["iterations"]) for line in lines),
+                  "updated": sum(any(i["accepted"] for i in line["iterations"]) for line in lines)},
+        "usage": {**{s: asdict(total(line["usage"][s] for line in lines)) for s in ("profile", "alignment")},
+                  "answers": asdict(total(r["usage"] for r in rows))},
+        "seconds_per_query": mean(r["seconds"] for r in rows)}
+
+
+def print_table(task, results):
+    """The results table of {method: results}."""
+    names = list(task.score([], []))
+    table = [["method", "n", "right", *names, "unparsed", "forced", "errors", "aligned", "calls/query", "tokens/query"]]
+    for name, r in results.items():
+        n, cost = max(r["metrics"]["n"], 1), total(r["usage"].values())
+        table.append([name, r["metrics"]["n"], r["metrics"]["right"], *(f"{r['metrics'][k]:.3f}" for k in names),
+                      r["unparsed"], r["status"]["forced"], r["errors"],
+                      f"{r['users']['aligned']} of {r['users']['n']}" if METHODS[name].aligned else "-",
+                      f"{cost.calls / n:.1f}", f"{(cost.input + cost.output) / n:.0f}"])
+    widths = [max(len(str(c)) for c in column) for column in zip(*table)]
+    for row in table:
+        print("  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths))))
+
+
+def show(query_id, root):
+    """Print one query of every run folder below `root` that answered it, as a story."""
+    folders = [Folder(f.parent) for f in sorted(Path(root).rglob("predictions.jsonl"))]
+    found = [(f, r) for f in folders for r in f.rows("predictions.jsonl") if r["id"] == query_id]
+    if not found:
+        raise Problem(f"no query {query_id!r} in the {len(folders)} run folders below {root}: --output names another root.", 2)
+    for folder, row in found:
+        print(f"=== {folder.path}: query {row['id']} of user {row['user_id']}\n")
+        line = next((r for r in folder.rows("personas.jsonl") if r["user_id"] == row["user_id"]), None)
+        if line:
+            print(f"--- profile (semantic memory)\n{line['profile'] or '(empty)'}\n\n{align.story(line, persona_agent.story)}\n")
+        print(f"--- question\n{row['question']}\n\n{persona_agent.story(row)}, read as {row['prediction']!r}\n"
+              f"the user's: {row['gold']!r}, {'RIGHT' if row['prediction'] == row['gold'] else 'WRONG'}\n"
+              f"{row['usage']['calls']} calls, {row['usage']['input']} + {row['usage']['output']} tokens, {row['seconds']} s\n")
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise Problem(f"{message} (--help lists every flag)", 2)
+
+
+def positive(text):
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a setting that makes a run what it is
+    "what": [("--task", None, str, "one of " + ", ".join(TASKS)),
+             ("--method", "personaagent", str, "one, or a comma list, of " + ", ".join(METHODS)),
+             ("--data", None, str, "LaMP folder or file, official or OPPU layout (default: the bundled sample)"),
+             ("--users", 100, positive, "how many users, those with the longest history"),
+             ("--queries-per-user", 3, positive, "the latest queries of each"),
+             ("--max-history", None, positive, "keep only the newest items of a history (cold start)"),
+             ("--limit", None, positive, "queries in all"),
+             ("--seed", 0, int, "of the negatives drawn for LaMP-1")],
+    "model": [("--model", None, str, "chat model; without --model and --base-url a stand-in answers, no language model"),
+              ("--embed-model", None, str, "embedding model (OpenAI: text-embedding-3-small)"),
+              ("--temperature", 0.1, float, "sampling temperature"),
+              ("--wiki-base-url", None, str, "host root of another Wikipedia")],
+    "method": [("--top-k", 4, positive, "K memories per retrieval of the agent, in simulation and answering"),
+               ("--batch", 3, positive, "n interactions of the alignment batch"),
+               ("--iterations", 1, positive, "alignment iterations"),
+               ("--max-steps", 8, positive, "replies of the ReAct loop before the answer is forced")],
+    "run": [("--base-url", None, str, "of an OpenAI-compatible server, up to /v1"),
+            ("--embed-base-url", None, str, "where the embedding model is served, if elsewhere"),
+            ("--workers", 8, positive, "requests in flight"),
+            ("--output", "runs", str, "root of the run folders <task>/<method>[-changed settings]"),
+            ("--show", None, str, "print query ID of the runs below --output as a story, and stop")]}
+SETTINGS = {flag[2:].replace("-", "_"): default for group in ("what", "model", "method") for flag, default, *_ in FLAGS[group]}
+EXAMPLES = """examples:
+  python lamp.py --task lamp1                             the bundled sample and the stand-in: no key, no model
+  python lamp.py --task lamp2m --model gpt-4o-mini        OpenAI, with OPENAI_API_KEY
+  python lamp.py --task lamp3 --data LaMP --method prompt,rag-4,no-alignment,personaagent \\
+      --base-url http://localhost:11434/v1 --model qwen2.5 --embed-model nomic-embed-text
+  python lamp.py --show 6100                              one query of the runs in runs/, as a story"""
+
+
+def arguments(argv):
+    parser = Parser(description=__doc__.split("\n")[0], epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for flag, default, kind, text in flags:
+            text += f" ({default})" if default is not None else ""
+            group.add_argument(flag, default=default, type=kind, help=text, metavar=flag.rsplit("-", 1)[1].upper())
+    args = parser.parse_args(argv)
+    args.method = list(dict.fromkeys(args.method.split(",")))
+    for value, known, flag in [(args.task, TASKS, "--task"), *((m, METHODS, "--method") for m in args.method)]:
+        if value not in known and not args.show:
+            raise Problem(f"{flag} {value}: choose from {', '.join(known)}" if value else f"{flag} is missing: choose from "
+                          f"{', '.join(known)}", 2)
+    return args
+
+
+def connect(args, embeds):
+    """(model client, Wiki) for the flags and the environment; without a model flag the stand-in, whatever keys there are."""
+    if not args.model and not args.base_url:
+        try:
+            from tests import standin
+        except ImportError:
+            raise Problem("the stand-in comes with a source checkout and is missing here: name a model with --model.", 2) from None
+        root = f"http://127.0.0.1:{standin.start().server_port}"
+        return (OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", args.temperature, args.workers),
+                Wiki(args.wiki_base_url or root, "loopback"))
+    base = args.base_url or os.environ.get("OPENAI_BASE_URL")
+    if not base and not os.environ.get("OPENAI_API_KEY"):
+        raise Problem("--model needs a server: set OPENAI_API_KEY for OpenAI, or name another server with --base-url.", 2)
+    llm = OpenAICompatible(args.model, args.embed_model, base, None, args.temperature, args.workers)
+    if not args.model:
+        names = llm.models()
+        if len(names) != 1:
+            raise Problem(f"{base} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}", 2)
+        llm.model = names[0]
+    if embeds and not args.embed_model:
+        if args.embed_base_url or "api.openai.com" not in llm.base_url:
+            raise Problem("a method here retrieves memories: name the server's embedding model with --embed-model.", 2)
+        llm.embed_model = "text-embedding-3-small"
+    if args.embed_base_url:
+        llm.embedder = OpenAICompatible(None, llm.embed_model, args.embed_base_url, workers=args.workers)
+    return llm, Wiki(args.wiki_base_url or "https://en.wikipedia.org")
+
+
+def provenance(args, llm, argv):
+    """Where a result comes from: command, code, data, prompts, model; written into results.json."""
+    def digest(parts):
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+    def git(*words):
+        try:
+            return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    files = [f for pair in locate(TASKS[args.task], args.data or SAMPLE) for f in pair if f]
+    prompts = [v for module in (memories, tools, persona_agent, align) for k, v in sorted(vars(module).items())
+               if k.isupper() and isinstance(v, str)] + [t.summary for t in TASKS.values()]
+    settings = {k: getattr(args, k) for k in SETTINGS if k != "method"} | {"model": llm.model, "embed_model": llm.embed_model}
+    return {"task": args.task, "stand_in": not args.model and not args.base_url, "settings": settings, "provenance": {
+        "command": " ".join(["python", "lamp.py", *argv]), "commit": git("rev-parse", "HEAD"),
+        "changed_files": (git("status", "--porcelain") or "").splitlines(), "base_url": llm.base_url,
+        "data_hash": digest([f.read_bytes() for f in files]), "prompt_hash": digest([p.encode() for p in prompts]),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
+
+
+STAND_IN = """\
+NO LANGUAGE MODEL is involved: a stand-in answers by counting words (tests/standin.py). The scores say nothing about the method.
+Connect a model: --model gpt-4o-mini with OPENAI_API_KEY set, or --base-url http://localhost:11434/v1 --model M --embed-model E"""
+
+
+def print_plan(task, args, users, remarks, llm, origin):
+    """What is going to happen, before anything costs."""
+    if origin["stand_in"]:
+        print(STAND_IN + "\n")
+    sizes, queries = [len(u.history) for u in users], sum(len(u.queries) for u in users)
+    labelled = sum(any(e.response for e in u.history) for u in users)
+    print(f"{task.title}\ndata    {args.data or 'the bundled sample'}: {len(users)} users, {queries} queries, histories of "
+          f"{min(sizes)} to {max(sizes)} items (labelled for {labelled} of {len(users)} users), "
+          f"{sum(u.leaks for u in users)} items removed that would give an answer away")
+    print("".join(f"        {remark}\n" for remark in remarks) + f"model   {llm.model}, embeddings {llm.embed_model or '-'}, "
+          f"at {llm.base_url}")
+    methods = [METHODS[m] for m in args.method]
+    if any("Wiki" in m.tools for m in methods) and not os.environ.get("WIKIPEDIA_CONTACT") and not origin["stand_in"]:
+        print("        WIKIPEDIA_CONTACT is not set: Wikipedia asks for the operator's contact and allows fewer requests without")
+    for name, m in zip(args.method, methods):
+        turns = 3 if m.tools else 1  # two tools and the answer, where all goes well
+        calls = queries * turns + len(users) * m.persona + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1)
+        print(f"method  {name}: about {calls} chat calls" + (f", up to {args.max_steps + 1} a question" if m.tools else ""))
+    print(flush=True)
+
+
+def main(argv):
+    args = arguments(argv)
+    if args.show:
+        return show(args.show, args.output)
+    task, embeds = TASKS[args.task], any(METHODS[m].embeds for m in args.method)
+    users, remarks = load(task, args.data or SAMPLE, args.users, args.queries_per_user, args.max_history, args.limit, args.seed)
+    llm, wiki = connect(args, embeds)
+    origin = provenance(args, llm, argv)
+    print_plan(task, args, users, remarks, llm, origin)
+    changed = "".join(f"-{k}={getattr(args, k)}" for k, default in SETTINGS.items()
+                      if k not in ("task", "method") and getattr(args, k) != default)
+    changed = re.sub(r"[^-=.\w]+", "_", changed)
+    folders = {m: Folder(Path(args.output, task.name, m + changed), origin["settings"]) for m in args.method}
+    llm.chat([{"role": "user", "content": "Reply with the word OK."}], max_tokens=16, tries=2)  # alone, so as to fail at once
+    if embeds:
+        llm.embed(["OK"], tries=2)
+    shared, opts = {}, origin["settings"]
+    results = {m: run(task, m, users, llm, wiki, opts, folders[m], args.workers, shared, {"method": m, **origin}) for m in args.method}
+    print_table(task, results)
+    print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
+    missed, errors = (sum(r[k] for r in results.values()) for k in ("failed_wiki_calls", "errors"))
+    if missed:
+        print(f"\nWIKIPEDIA WAS NOT REACHED: {missed} Wiki calls got no page. {wiki.down or ''}")
+    if errors:
+        first = next(row for f in folders.values() for row in f.rows("errors.jsonl"))["error"]
+        print(f"\n{errors} QUERIES FAILED and are not in the metric; the same command tries them again. First: {first}")
+    if origin["stand_in"]:
+        print("\n" + STAND_IN)
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (Problem, ServiceError) as e:
+        print(f"lamp.py: {e}", file=sys.stderr)
+        sys.exit(e.code if isinstance(e, Problem) else 1)
+    except KeyboardInterrupt:
+        print("\nlamp.py: stopped. What was answered is kept: the same command goes on from there.", file=sys.stderr)
+        os._exit(130)

@@ -1,0 +1,135 @@
+"""What the agent knows of its user: episodic memory (Eq. 1-2) and semantic memory, the profile (Eq. 3).
+
+Works alone: `embed` is any function from a list of texts to an array, `llm` anything with `chat(messages) -> .text`.
+What it does not do: forget, merge or rewrite memories. It holds everything in RAM and compares with every row.
+"""
+import json
+import os
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Episode:
+    """One interaction (q_i, r_i, m_i) of Eq. 1. An empty `response` is an event without a known answer.
+
+    query: the full question, as the agent would get it. response: what the user really answered.
+    text: the compact rendering of the whole event, which is embedded and shown (default: query, response and date).
+    """
+    query: str
+    response: str
+    metadata: dict = field(default_factory=dict)
+    text: str | None = None
+
+    def __post_init__(self):
+        if self.text is None:
+            date = f" ({self.metadata['date']})" if self.metadata.get("date") else ""
+            self.text = f"{self.query} -> {self.response}{date}" if self.response else f"{self.query}{date}"
+
+
+class EpisodicMemory:
+    """D^u with cosine top-K retrieval. Insertion order is time order, oldest first.
+
+    embed: list of n texts -> float array (n, d). embed_query: the same for queries, where the model embeds those
+    differently. Rows are unit-length float32 in one array that grows by doubling; a zero vector scores 0.
+    """
+
+    def __init__(self, embed, embed_query=None):
+        self.embed, self.embed_query = embed, embed_query or embed
+        self.episodes, self._rows = [], np.zeros((0, 0), np.float32)
+
+    def __len__(self):
+        return len(self.episodes)
+
+    def __iter__(self):
+        return iter(self.episodes)
+
+    def add(self, episodes):
+        """Append episodes in time order. Embeds them first: if that fails, the memory is as it was.
+
+        Raises ValueError where the embeddings have another shape or dimension than expected, or are not finite."""
+        episodes = list(episodes)
+        if not episodes:
+            return
+        new, n = self._unit(self.embed, [e.text for e in episodes]), len(self)
+        if n + len(new) > len(self._rows):  # a view of `before` is always full, so it grows into an array of its own
+            rows = np.zeros((max(2 * n, n + len(new)), new.shape[1]), np.float32)
+            rows[:n] = self._rows[:n] if n else 0
+            self._rows = rows
+        self._rows[n:n + len(new)] = new
+        self.episodes = self.episodes + episodes
+
+    def _unit(self, embed, texts):
+        """Embed texts into unit rows, float32 (n, d); zero rows stay zero."""
+        rows = np.asarray(embed(texts), dtype=np.float32)
+        if rows.ndim != 2 or len(rows) != len(texts):
+            raise ValueError(f"embed must return one row per text: {len(texts)} texts gave shape {rows.shape}")
+        if len(self) and rows.shape[1] != self._rows.shape[1]:
+            raise ValueError(f"embeddings have {rows.shape[1]} dimensions, this memory has {self._rows.shape[1]}: "
+                             "was it filled with another embedding model?")
+        if not np.isfinite(rows).all():
+            raise ValueError("an embedding holds nan or infinity")
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows / np.where(norms > 0, norms, 1)
+
+    def search(self, query, k=4):
+        """The k most similar episodes (Eq. 2): [(Episode, cosine)], best first, the older one first where scores tie."""
+        return self.search_many([query], k)[0]
+
+    def search_many(self, queries, k=4):
+        """`search` for each of several queries, with one matrix product."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        if not len(self) or not queries:
+            return [[] for _ in queries]
+        return [self._top(scores, k) for scores in self._unit(self.embed_query, queries) @ self._rows[:len(self)].T]
+
+    def _top(self, scores, k):
+        if k < len(scores):  # a partial sort finds the k-th best score; only rows at or above it are sorted
+            kept = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+        else:
+            kept = np.arange(len(scores))
+        best = kept[np.argsort(-scores[kept], kind="stable")][:k]
+        return [(self.episodes[i], float(scores[i])) for i in best]
+
+    def recent(self, n):
+        """The last n episodes, oldest first."""
+        return self.episodes[max(len(self) - n, 0):]
+
+    def before(self, i):
+        """A memory of the first i episodes only: what was known before episode i. Embeddings are not copied."""
+        view = EpisodicMemory(self.embed, self.embed_query)
+        view.episodes, view._rows = self.episodes[:i], self._rows[:len(self.episodes[:i])]
+        return view
+
+    def save(self, path):
+        """Write episodes and embeddings to one file (.npz without pickle), replacing it only when complete."""
+        part = f"{path}.part"
+        with open(part, "wb") as out:
+            np.savez(out, rows=self._rows[:len(self)], episodes=np.array(json.dumps([asdict(e) for e in self])))
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path, embed, embed_query=None):
+        """Read what `save` wrote. Nothing is embedded again, so `embed` must be the model it was filled with."""
+        memory = cls(embed, embed_query)
+        with np.load(path, allow_pickle=False) as data:
+            memory._rows = data["rows"]
+            memory.episodes = [Episode(**e) for e in json.loads(str(data["episodes"]))]
+        return memory
+
+
+# ours. Read by the summarizing model; {instruction} is the task's S_t, after PAG's prompts.
+SUMMARY_PROMPT = "{instruction}\n\nUser history, oldest first:\n{history}"
+
+
+def summarize(llm, episodes, instruction, newest=30, words=150):
+    """Semantic memory P^u = f_s(S_t, D^u) (Eq. 3): the model's summary of the newest episodes, each cut to `words`.
+
+    No episodes: an empty profile and no call."""
+    history = [" ".join(e.text.split()[:words]) for e in list(episodes)[-newest:]]
+    if not history:
+        return ""
+    prompt = SUMMARY_PROMPT.format(instruction=instruction, history="\n".join(f"- {line}" for line in history))
+    return llm.chat([{"role": "user", "content": prompt}]).text.strip()

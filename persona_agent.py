@@ -1,0 +1,355 @@
+"""The model client, the ReAct loop (Eq. 4) and PersonaAgent.
+
+A model is anything with `chat(messages, stop=None, max_tokens=512) -> Reply` and `embed(texts, query=False) -> array`.
+The loop keeps one append-only message list, which is the trajectory: system = persona + tool protocol, user = question,
+then assistant and user in turn, always ending with a user turn. What it does not do: enforce the paper's two-tools rule.
+"""
+import json
+import os
+import re
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from memory import Episode
+from tools import RAG, Http, ServiceError, Wiki
+
+
+@dataclass
+class Usage:
+    """What calls cost. `seconds` is the time spent waiting for answers, back-off included."""
+    calls: int = 0
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other):
+        return Usage(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values())))
+
+    def __sub__(self, other):
+        return Usage(*(a - b for a, b in zip(asdict(self).values(), asdict(other).values())))
+
+
+@dataclass
+class Reply:
+    """finish: 'stop', 'length' (cut by max_tokens) or 'content_filter' (refused; the text is then empty)."""
+    text: str
+    finish: str = "stop"
+    usage: Usage = field(default_factory=lambda: Usage(calls=1))
+
+
+class ContextOverflow(ServiceError):
+    """The conversation is longer than the model's context: the method's own failure, not the wire's."""
+
+
+OVERFLOW = re.compile(r"context_length_exceeded|exceed_context_size|maximum context length|available context size|"
+                      r"exceeds? the context|input tokens exceed|prompt is too long|input is too long", re.I)
+
+
+class OpenAICompatible:
+    """Chat and embeddings of any server that speaks OpenAI's /v1, over raw HTTP.
+
+    Defaults from the environment when constructed: base_url from OPENAI_BASE_URL, api_key from OPENAI_API_KEY.
+    One client serves all threads with at most `workers` requests in flight. `embed_usage` adds up the embedding calls.
+    """
+
+    def __init__(self, model, embed_model=None, base_url=None, api_key=None, temperature=0.1, workers=8, http=None):
+        self.model, self.embed_model, self.temperature = model, embed_model, temperature
+        self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http, self.embed_usage, self._lock = http or Http(workers), Usage(), threading.Lock()
+
+    def models(self):
+        """Names of the models that the server lists."""
+        answer = self._send("GET", "/models", tries=2)
+        return [m["id"] for m in answer.get("data") or [] if isinstance(m, dict) and "id" in m]
+
+    def _send(self, method, path, body=None, tries=None):
+        try:
+            return self.http.send(method, self.base_url + path, body, self._headers, tries=tries)
+        except ServiceError as e:
+            if e.status in (400, 413, 500) and OVERFLOW.search(f"{e.code} {e}"):
+                raise ContextOverflow(str(e), e.status, e.code) from None
+            advice = {401: "check the API key in OPENAI_API_KEY", 403: "this key may not use that model",
+                      404: f"does the server have the model '{(body or {}).get('model')}', and does the base URL end "
+                           "in /v1? Its model list: GET /models"}
+            hint = advice.get(e.status) or ("is the server running, and is --base-url right?" if e.status is None else "")
+            raise ServiceError(f"{e}. {hint[:1].upper()}{hint[1:]}".rstrip(". ") + ("" if hint.endswith("?") else "."),
+                               e.status, e.code) from None
+
+    def chat(self, messages, stop=None, max_tokens=512, tries=None):
+        """One completion. Raises ContextOverflow, or ServiceError where the wire or the server failed."""
+        start = time.monotonic()
+        body = {"model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": max_tokens}
+        answer = self._send("POST", "/chat/completions", body | ({"stop": stop} if stop else {}), tries)
+        try:
+            choice, used = answer["choices"][0], answer.get("usage") or {}
+            message = choice.get("message") or {}
+            text = message.get("content") or ""
+            if isinstance(text, list):  # some servers send a list of parts
+                text = "".join(part.get("text") or "" for part in text)
+            cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            usage = Usage(1, used.get("prompt_tokens") or 0, cached, used.get("completion_tokens") or 0,
+                          time.monotonic() - start)
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ServiceError(f"{self.base_url} answered without a usable choice: {json.dumps(answer)[:200]}") from None
+        if message.get("refusal") or choice.get("finish_reason") == "content_filter":
+            return Reply("", "content_filter", usage)
+        return Reply(_visible(text), "length" if choice.get("finish_reason") == "length" else "stop", usage)
+
+    def embed(self, texts, query=False, tries=None):
+        """Embeddings of n texts in their order: float32 (n, d). A blank text is embedded as '(empty)'."""
+        texts, rows, start = [t if t.strip() else "(empty)" for t in texts], [], time.monotonic()
+        for i in range(0, len(texts), 64):
+            batch = texts[i:i + 64]
+            answer = self._send("POST", "/embeddings", {"model": self.embed_model, "input": batch}, tries)
+            data = sorted(answer.get("data") or [], key=lambda d: d.get("index", 0)) if isinstance(answer, dict) else []
+            if len(data) != len(batch):
+                raise ServiceError(f"{self.base_url} returned {len(data)} embeddings for {len(batch)} texts")
+            rows += [d["embedding"] for d in data]
+            with self._lock:
+                tokens = (answer.get("usage") or {}).get("prompt_tokens") or 0
+                self.embed_usage += Usage(1, tokens, 0, 0, time.monotonic() - start)
+            start = time.monotonic()
+        return np.array(rows, np.float32)
+
+
+def _visible(text):
+    """The part of a reply that is not hidden reasoning: '<think>..</think>x' or '..</think>x' -> 'x'; an unclosed
+    '<think>..' -> ''."""
+    text = re.split(r"</(?:think|thinking|reasoning)>", text)[-1]
+    return re.split(r"<(?:think|thinking|reasoning)>", text)[0].strip()
+
+
+@dataclass
+class Step:
+    """One turn of the loop. A badly formatted reply has no action, and stands whole in `thought`."""
+    thought: str
+    action: str | None = None
+    input: str | None = None
+    observation: str | None = None
+
+
+@dataclass
+class Answer:
+    """status: 'answered'; 'forced' (asked for its answer at the step limit or after three bad replies; no answer then
+    is an empty text); 'refused' or 'overflow' (the method's own failures, empty text)."""
+    text: str
+    steps: list
+    status: str
+    usage: Usage
+
+
+def story(answer):
+    """An answer (`asdict` of an Answer) as readable text: every Thought, Action and Observation, then the answer."""
+    lines = []
+    for s in answer["steps"]:
+        lines += [f"Thought: {s['thought']}"] + ([f"Action: {s['action']}", f"Action Input: {s['input']}"] if s["action"] else [])
+        lines += [f"Observation: {s['observation']}"] if s["observation"] is not None else []
+    return "\n".join([*lines, f"Answer: {answer['text']!r} ({answer['status']})"])
+
+
+MARKS = r"[ \t>#*_`\-]*"
+LABEL = re.compile(rf"^{MARKS}(thought|action input|action|final answer|answer|observation)[ \t]*\d*{MARKS}(?::{MARKS}|$)",
+                   re.I | re.M)
+INLINE = re.compile(r"(?<=\S)[ \t]+(?=(?:Action|Action Input|Final Answer)[ \t]*\d*:)")
+
+
+def parse_reply(text):
+    """Read one ReAct reply: (thought, action, input, answer).
+
+    action is the tool's name as written, input its text; both None where there is no whole action. answer is None where
+    there is none. Of several actions the first counts, of several answers the last; an action beats an answer that
+    follows it. Everything from a made-up Observation on is dropped. A short line without any label is an answer.
+    """
+    text = _visible(text).replace("\r\n", "\n").replace("：", ":")
+    text = re.sub(r"^[ \t]*```\w*[ \t]*$", "", text, flags=re.M)  # code fences round the whole or parts of it
+    text = INLINE.sub("\n", text)  # 'Thought: .. Action: RAG Action Input: x' on one line
+    marks = list(LABEL.finditer(text))
+    sections = [(m[1].lower(), text[m.end():n.start() if n else None].strip()) for m, n in zip(marks, marks[1:] + [None])]
+    cut = next((i for i, (label, _) in enumerate(sections) if label == "observation"), len(sections))
+    lead = text[:marks[0].start() if marks else None].strip()
+    thought, action, given, answer = lead, None, None, None
+    for i, (label, content) in enumerate(sections[:cut]):
+        if label == "thought":
+            thought = thought or content
+        elif label in ("answer", "final answer"):
+            answer = content
+        elif label == "action" and answer is None:
+            following = sections[i + 1:min(i + 2, cut)]
+            action, given = _call(content, following[0][1] if following and following[0][0] == "action input" else None)
+            break
+    if not marks and lead and "\n" not in lead and len(lead.split()) <= 8:
+        thought, answer = "", lead
+    if answer is not None:  # an explanation after a blank line is not part of the answer
+        answer = re.split(r"\n\s*\n", answer)[0].strip().strip("*_`").strip() or None
+    return thought, action, given, answer
+
+
+def _call(action, given):
+    """('RAG("war films")', None) -> ('RAG', 'war films'); the input as text whether quoted, JSON or in brackets."""
+    action = action.strip().strip("*_`\"' ")
+    inner = re.match(r"\[([^\[\]]+)\]$", action)
+    action = inner[1] if inner else action
+    if given is None:
+        split = re.match(r"([\w ]+?)\s*[\[({:]\s*(.+?)[\])}]?$", action, re.S)
+        action, given = (split[1], split[2]) if split else (action.split("\n")[0], None)
+    else:
+        action = re.split(r"[\[(:\n]", action)[0]
+    try:
+        data = json.loads(given)
+        values = data.values() if isinstance(data, dict) else data if isinstance(data, list) else [data]
+        given = " ".join(str(v) for v in values)
+    except (TypeError, ValueError):
+        pass
+    given = " ".join(given.strip().strip("`").split()) if given else ""
+    if given[:1] in "\"'[" and given[-1:] == {"\"": "\"", "'": "'", "[": "]"}.get(given[:1]):
+        given = given[1:-1].strip()
+    return action.strip("*_`\"'[]. "), given or None
+
+
+def find_tool(name, tools):
+    """The tool that a model means by `name` ('wikipedia', 'RAG API', 'the rag tool'), or None."""
+    words = re.findall(r"[a-z]+", name.lower())
+    named = [t for t in tools if any(w.startswith(t.name.lower()) for w in words)]
+    return named[0] if len(named) == 1 else None
+
+
+# ours: stands after the persona in the system prompt; alignment never rewrites it. {tools}: name and description each.
+PROTOCOL = """\
+You have these tools:
+
+{tools}
+
+Work in turns. In each turn write either one action:
+Thought: what you need to know and where to find it
+Action: the name of one tool ({names})
+Action Input: the input for that tool
+and stop there; you are then given its result as an Observation. Or, once you know enough, your answer:
+Thought: why this is the answer
+Final Answer: only the answer, in the form that the question asks for{rule}"""
+NO_TOOLS = """\
+No tools are available, so the rules about using tools do not apply. Reply in this form:
+Thought: why this is the answer
+Final Answer: only the answer, in the form that the question asks for"""  # ours, where there is no tool
+ONE_TOOL = "\n\nThere is only one tool here, so a rule to use two tools does not apply."  # ours
+BAD_REPLY = """\
+That reply has neither an action nor an answer in the right form{why}. Write either
+Action: {names}
+Action Input: the input for that tool
+or
+Final Answer: only the answer"""  # ours: the observation after a reply that does not parse
+UNKNOWN_TOOL = "There is no tool '{name}'. The tools are: {names}."  # ours
+REPEATED = """\
+You have already done exactly this, and its result stands above. Do not repeat it: {other} or give your Final Answer."""
+FORCED = "No more actions are possible. Reply now with one line: 'Final Answer:' and only the answer."  # ours
+
+
+def protocol(tools):
+    """The part of the system prompt that explains the tools and the format."""
+    if not tools:
+        return NO_TOOLS
+    described = "\n\n".join(f"{t.name}: {t.description}" for t in tools)
+    return PROTOCOL.format(tools=described, names=" or ".join(t.name for t in tools), rule="" if len(tools) > 1 else ONE_TOOL)
+
+
+def react(llm, system, question, tools, max_steps=8):
+    """Answer `question` in a ReAct loop (a_t ~ pi_P(. | c_t), Eq. 4) of at most `max_steps` replies and a forced answer.
+
+    A tool's failure is an observation. Raises ServiceError where the model cannot be reached."""
+    messages = [{"role": "system", "content": "\n\n".join(filter(None, [system, protocol(tools)]))},
+                {"role": "user", "content": question}]
+    steps, usage, bad, done = [], Usage(), 0, set()
+    forced = False
+
+    def result(text, status):
+        return Answer(text, steps, status, usage)
+
+    while True:
+        try:
+            reply = llm.chat(messages, stop=["\nObservation"])
+        except ContextOverflow:
+            return result("", "overflow")
+        usage = usage + reply.usage
+        if reply.finish == "content_filter":
+            return result("", "refused")
+        text = re.split(rf"(?im)^{MARKS}Observation", reply.text)[0].strip()
+        messages.append({"role": "assistant", "content": text or "(no reply)"})
+        thought, action, given, answer = parse_reply(text)
+        if forced:
+            unlabelled = None if action or LABEL.search(text) else re.split(r"\n\s*\n", text)[0]
+            return result(answer or unlabelled or "", "forced")
+        if answer is not None:
+            steps.append(Step(thought))
+            return result(answer, "answered")
+        step = Step(thought if action else text, action, given)
+        step.observation, ok = _observe(step, tools, done, reply.finish)
+        steps.append(step)
+        bad = 0 if ok else bad + 1
+        forced = bad == 3 or len(steps) >= max_steps
+        messages.append({"role": "user", "content": f"Observation: {step.observation}" + (f"\n\n{FORCED}" if forced else "")})
+
+
+def complete(llm, prompt):
+    """One call without tools or system prompt, as an Answer; the baselines without an agent."""
+    try:
+        reply = llm.chat([{"role": "user", "content": prompt}])
+    except ContextOverflow:
+        return Answer("", [], "overflow", Usage())
+    return Answer(reply.text, [], "refused" if reply.finish == "content_filter" else "answered", reply.usage)
+
+
+def _observe(step, tools, done, finish):
+    """(observation, whether the reply was well formed) of one step; runs the tool unless that was done before."""
+    names = " or ".join(t.name for t in tools)
+    if not step.action or not step.input:
+        why = ": it was cut off for its length" if finish == "length" else ": Action Input is missing" if step.action else ""
+        step.action = None
+        return BAD_REPLY.format(why=why, names=names or "(no tools are available)"), False
+    tool = find_tool(step.action, tools)
+    if not tool:
+        return UNKNOWN_TOOL.format(name=step.action, names=names or "none"), False
+    step.action = tool.name
+    if (tool.name, step.input.lower()) in done:
+        others = [t.name for t in tools if t is not tool]
+        return REPEATED.format(other=f"try {' or '.join(others)}, or another input," if others else "try another input"), True
+    done.add((tool.name, step.input.lower()))
+    return tool(step.input), True
+
+
+# paper, Appendix B, word for word; {profile} is [Initial Semantic Memory]
+PERSONA = """\
+You are a helpful personalized assistant. Take more than two actions to infer the user preference and answer the \
+question. User summary: {profile}
+
+STRICT RULES: when using tools, always:
+
+1. Think step-by-step about what information you need.
+2. MUST use at least TWO tools to answer the question.
+3. Use tools precisely and deliberately and try to get the most accurate information from different tools.
+4. Provide clear, concise responses. Do not give explanation in the final answer."""
+
+
+def initial_persona(profile):
+    """Appendix B's prompt with the profile P^u filled in."""
+    return PERSONA.replace("{profile}", profile)
+
+
+class PersonaAgent:
+    """One user's agent. persona: the user's part of the system prompt; tools default to Wiki and RAG over `memory`."""
+
+    def __init__(self, llm, memory, persona, tools=None, max_steps=8):
+        self.llm, self.memory, self.persona, self.max_steps = llm, memory, persona, max_steps
+        self.tools = [Wiki(), RAG(memory)] if tools is None else tools
+
+    def answer(self, question):
+        """Answer one question under the current persona."""
+        return react(self.llm, self.persona, question, self.tools, self.max_steps)
+
+    def observe(self, query, response, **metadata):
+        """Remember what the user really answered: appends to the memory. Evaluation never calls this."""
+        self.memory.add([Episode(query, response, metadata)])
