@@ -47,7 +47,7 @@ profile or preferences. Please maintain a helpful and clear tone in the system p
 
 New system prompt:"""
 
-MAX_WORDS, MAX_GROWTH = 1500, 4  # of an updated persona: words in all, and times the length of its predecessor
+MAX_WORDS, MAX_GROWTH, SHORT = 1500, 4, 100  # an updated persona: words in all, times its predecessor (taken as >= SHORT)
 FILLER = set("the a an is was be should expected correct right answer response feedback label score rating tag "
              "category agent it of".split())
 # What models put round an updated prompt: opening remarks and headings, closing remarks, rules and code fences.
@@ -118,7 +118,7 @@ def unwrap(reply):
 def judge(reply, before):
     """(persona, '') if an update reply can replace the persona `before`, else (before, reason)."""
     after = unwrap(reply.text)
-    words, limit = len(after.split()), MAX_GROWTH * len(before.split())
+    words, limit = len(after.split()), MAX_GROWTH * max(len(before.split()), SHORT)
     reason = ("the update was refused" if reply.finish == "content_filter" else
               "the update was cut off at the token limit" if reply.finish == "length" else
               "the update is empty" if not words else

@@ -136,7 +136,7 @@ class Step:
 
 @dataclass
 class Answer:
-    """status: 'answered'; 'forced' (asked for its answer at the step limit or after three bad replies; no answer then
+    """status: 'answered'; 'forced' (asked for its answer at the step limit or after three idle replies; no answer then
     is an empty text); 'refused' or 'overflow' (the method's own failures, empty text)."""
     text: str
     steps: list
@@ -231,12 +231,14 @@ Action: the name of one tool ({names})
 Action Input: the input for that tool
 and stop there; you are then given its result as an Observation. Or, once you know enough, your answer:
 Thought: why this is the answer
-Final Answer: only the answer, in the form that the question asks for{rule}"""
+Final Answer: only the answer, in the form that the question asks for
+
+Where the question says to just answer, that concerns the Final Answer: use the tools first.{rule}"""
 NO_TOOLS = """\
 No tools are available, so the rules about using tools do not apply. Reply in this form:
 Thought: why this is the answer
 Final Answer: only the answer, in the form that the question asks for"""  # ours, where there is no tool
-ONE_TOOL = "\n\nThere is only one tool here, so a rule to use two tools does not apply."  # ours
+ONE_TOOL = " There is only one tool here, so a rule to use two tools does not apply."  # ours
 BAD_REPLY = """\
 That reply has neither an action nor an answer in the right form{why}. Write either
 Action: {names}
@@ -244,8 +246,7 @@ Action Input: the input for that tool
 or
 Final Answer: only the answer"""  # ours: the observation after a reply that does not parse
 UNKNOWN_TOOL = "There is no tool '{name}'. The tools are: {names}."  # ours
-REPEATED = """\
-You have already done exactly this, and its result stands above. Do not repeat it: {other} or give your Final Answer."""
+REPEATED = "You have already done exactly this, and its result stands above. Do not repeat it: {instead}."  # ours
 FORCED = "No more actions are possible. Reply now with one line: 'Final Answer:' and only the answer."  # ours
 
 
@@ -258,12 +259,13 @@ def protocol(tools):
 
 
 def react(llm, system, question, tools, max_steps=8):
-    """Answer `question` in a ReAct loop (a_t ~ pi_P(. | c_t), Eq. 4) of at most `max_steps` replies and a forced answer.
+    """Answer `question` in a ReAct loop (a_t ~ pi_P(. | c_t), Eq. 4).
 
-    A tool's failure is an observation. Raises ServiceError where the model cannot be reached."""
+    The answer is forced after `max_steps` replies, or three in a row that lead nowhere (badly formatted, an unknown tool,
+    an action already done). A tool's failure is an observation. Raises ServiceError where the model cannot be reached."""
     messages = [{"role": "system", "content": "\n\n".join(filter(None, [system, protocol(tools)]))},
                 {"role": "user", "content": question}]
-    steps, usage, bad, done = [], Usage(), 0, set()
+    steps, usage, stuck, done = [], Usage(), 0, set()
     forced = False
 
     def result(text, status):
@@ -289,8 +291,8 @@ def react(llm, system, question, tools, max_steps=8):
         step = Step(thought if action else text, action, given)
         step.observation, ok = _observe(step, tools, done, reply.finish)
         steps.append(step)
-        bad = 0 if ok else bad + 1
-        forced = bad == 3 or len(steps) >= max_steps
+        stuck = 0 if ok else stuck + 1
+        forced = stuck == 3 or len(steps) >= max_steps
         messages.append({"role": "user", "content": f"Observation: {step.observation}" + (f"\n\n{FORCED}" if forced else "")})
 
 
@@ -304,7 +306,7 @@ def complete(llm, prompt):
 
 
 def _observe(step, tools, done, finish):
-    """(observation, whether the reply was well formed) of one step; runs the tool unless that was done before."""
+    """(observation, whether the step led on) of one step; runs the tool unless that was done before."""
     names = " or ".join(t.name for t in tools)
     if not step.action or not step.input:
         why = ": it was cut off for its length" if finish == "length" else ": Action Input is missing" if step.action else ""
@@ -315,8 +317,8 @@ def _observe(step, tools, done, finish):
         return UNKNOWN_TOOL.format(name=step.action, names=names or "none"), False
     step.action = tool.name
     if (tool.name, step.input.lower()) in done:
-        others = [t.name for t in tools if t is not tool]
-        return REPEATED.format(other=f"try {' or '.join(others)}, or another input," if others else "try another input"), True
+        fresh = [t.name for t in tools if t.name not in {name for name, _ in done}]
+        return REPEATED.format(instead=f"use {' or '.join(fresh)} now" if fresh else "write your Final Answer now"), False
     done.add((tool.name, step.input.lower()))
     return tool(step.input), True
 
