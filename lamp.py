@@ -31,11 +31,11 @@ SAMPLE = HERE / "tests" / "sample"
 
 
 class Problem(Exception):
-    """What a user can cause and mend: printed as one line. `code`: 2 for usage, 1 for the rest."""
+    """What a user can cause and mend: printed as one line. `exit_code`: 2 for usage, 1 for the rest."""
 
-    def __init__(self, message, code=1):
+    def __init__(self, message, exit_code=1):
         super().__init__(message)
-        self.code = code
+        self.exit_code = exit_code
 
 
 # ---------------------------------------------------------------------------------------------------- tasks
@@ -657,40 +657,41 @@ def connect(args, embeds):
     base = args.base_url or os.environ.get("OPENAI_BASE_URL")
     if not base and not os.environ.get("OPENAI_API_KEY"):
         raise Problem("--model needs a server: set OPENAI_API_KEY for OpenAI, or name another server with --base-url.", 2)
-    llm = OpenAICompatible(args.model, args.embed_model, base, None, args.temperature, args.workers)
+    llm = OpenAICompatible(args.model, args.embed_model, base, None, args.temperature, args.workers, args.embed_base_url)
     if not args.model:
         names = llm.models()
         if len(names) != 1:
             raise Problem(f"{base} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}", 2)
         llm.model = names[0]
     if embeds and not args.embed_model:
-        if args.embed_base_url or "api.openai.com" not in llm.base_url:
+        if "api.openai.com" not in llm.embed_base_url:
             raise Problem("a method here retrieves memories: name the server's embedding model with --embed-model.", 2)
         llm.embed_model = "text-embedding-3-small"
-    if args.embed_base_url:
-        llm.embedder = OpenAICompatible(None, llm.embed_model, args.embed_base_url, workers=args.workers)
     return llm, Wiki(args.wiki_base_url or "https://en.wikipedia.org")
 
 
 def provenance(args, llm, argv):
-    """Where a result comes from: command, code, data, prompts, model; written into results.json."""
-    def digest(parts):
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
+    """What results.json says of its making. `settings` are what a run must have in common to be resumed."""
     def git(*words):
         try:
             return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 
-    files = [f for pair in locate(TASKS[args.task], args.data or SAMPLE) for f in pair if f]
-    prompts = [v for module in (memories, tools, persona_agent, align) for k, v in sorted(vars(module).items())
-               if k.isupper() and isinstance(v, str)] + [t.summary for t in TASKS.values()]
-    settings = {k: getattr(args, k) for k in SETTINGS if k != "method"} | {"model": llm.model, "embed_model": llm.embed_model}
+    data, prompts = hashlib.sha256(), hashlib.sha256()
+    for path in (f for pair in locate(TASKS[args.task], args.data or SAMPLE) for f in pair if f):
+        with open(path, "rb") as file:
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                data.update(chunk)
+    for module in (memories, tools, persona_agent, align):
+        prompts.update(json.dumps({k: v for k, v in vars(module).items() if k.isupper() and isinstance(v, str)}).encode())
+    prompts.update(TASKS[args.task].summary.encode())
+    settings = {k: getattr(args, k) for k in SETTINGS if k != "method"} | {
+        "model": llm.model, "embed_model": llm.embed_model, "data_hash": data.hexdigest()[:16],
+        "prompt_hash": prompts.hexdigest()[:16]}
     return {"task": args.task, "stand_in": not args.model and not args.base_url, "settings": settings, "provenance": {
         "command": " ".join(["python", "lamp.py", *argv]), "commit": git("rev-parse", "HEAD"),
         "changed_files": (git("status", "--porcelain") or "").splitlines(), "base_url": llm.base_url,
-        "data_hash": digest([f.read_bytes() for f in files]), "prompt_hash": digest([p.encode() for p in prompts]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
 
 
@@ -751,12 +752,19 @@ def main(argv):
     return 1 if errors else 0
 
 
-if __name__ == "__main__":
+def cli(argv):
+    """`main` with what a user can cause as one line on stderr. Returns the exit code."""
     try:
-        sys.exit(main(sys.argv[1:]))
+        return main(argv)
     except (Problem, ServiceError) as e:
         print(f"lamp.py: {e}", file=sys.stderr)
-        sys.exit(e.code if isinstance(e, Problem) else 1)
+        return getattr(e, "exit_code", 1)
     except KeyboardInterrupt:
         print("\nlamp.py: stopped. What was answered is kept: the same command goes on from there.", file=sys.stderr)
-        os._exit(130)
+        return 130
+
+
+if __name__ == "__main__":
+    code = cli(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code or 0)  # does not wait for threads that still wait for an answer

@@ -53,24 +53,26 @@ class OpenAICompatible:
     """Chat and embeddings of any server that speaks OpenAI's /v1, over raw HTTP.
 
     Defaults from the environment when constructed: base_url from OPENAI_BASE_URL, api_key from OPENAI_API_KEY.
-    One client serves all threads with at most `workers` requests in flight. `embed_usage` adds up the embedding calls.
+    embed_base_url: where the embedding model is served, if elsewhere. One client serves all threads, with at most
+    `workers` requests in flight. `embed_usage` adds up the embedding calls.
     """
 
-    def __init__(self, model, embed_model=None, base_url=None, api_key=None, temperature=0.1, workers=8, http=None):
+    def __init__(self, model, embed_model=None, base_url=None, api_key=None, temperature=0.1, workers=8, embed_base_url=None):
         self.model, self.embed_model, self.temperature = model, embed_model, temperature
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
+        self.embed_base_url = (embed_base_url or self.base_url).rstrip("/")
         key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.http, self.embed_usage, self._lock = http or Http(workers), Usage(), threading.Lock()
+        self.http, self.embed_usage, self._lock = Http(workers), Usage(), threading.Lock()
 
     def models(self):
         """Names of the models that the server lists."""
-        answer = self._send("GET", "/models", tries=2)
+        answer = self._send("GET", self.base_url + "/models", tries=2)
         return [m["id"] for m in answer.get("data") or [] if isinstance(m, dict) and "id" in m]
 
-    def _send(self, method, path, body=None, tries=None):
+    def _send(self, method, url, body=None, tries=None):
         try:
-            return self.http.send(method, self.base_url + path, body, self._headers, tries=tries)
+            return self.http.send(method, url, body, self._headers, tries=tries)
         except ServiceError as e:
             if e.status in (400, 413, 500) and OVERFLOW.search(f"{e.code} {e}"):
                 raise ContextOverflow(str(e), e.status, e.code) from None
@@ -85,7 +87,7 @@ class OpenAICompatible:
         """One completion. Raises ContextOverflow, or ServiceError where the wire or the server failed."""
         start = time.monotonic()
         body = {"model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": max_tokens}
-        answer = self._send("POST", "/chat/completions", body | ({"stop": stop} if stop else {}), tries)
+        answer = self._send("POST", self.base_url + "/chat/completions", body | ({"stop": stop} if stop else {}), tries)
         try:
             choice, used = answer["choices"][0], answer.get("usage") or {}
             message = choice.get("message") or {}
@@ -106,10 +108,10 @@ class OpenAICompatible:
         texts, rows, start = [t if t.strip() else "(empty)" for t in texts], [], time.monotonic()
         for i in range(0, len(texts), 64):
             batch = texts[i:i + 64]
-            answer = self._send("POST", "/embeddings", {"model": self.embed_model, "input": batch}, tries)
+            answer = self._send("POST", self.embed_base_url + "/embeddings", {"model": self.embed_model, "input": batch}, tries)
             data = sorted(answer.get("data") or [], key=lambda d: d.get("index", 0)) if isinstance(answer, dict) else []
             if len(data) != len(batch):
-                raise ServiceError(f"{self.base_url} returned {len(data)} embeddings for {len(batch)} texts")
+                raise ServiceError(f"{self.embed_base_url} returned {len(data)} embeddings for {len(batch)} texts")
             rows += [d["embedding"] for d in data]
             with self._lock:
                 tokens = (answer.get("usage") or {}).get("prompt_tokens") or 0

@@ -160,7 +160,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"error": {"message": f"no such path {url.path}", "type": "not_found_error"}}, 404)
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self.answer(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+
+    def answer(self, body):
         if self.path.endswith("/embeddings"):
             texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
             data = [{"object": "embedding", "index": i, "embedding": embed(t)} for i, t in enumerate(texts)]
@@ -177,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
 def start(port=0, handler=Handler):
     """A running server on loopback; its address is `http://127.0.0.1:{server.server_port}`. `server.shutdown()` ends it."""
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     return server
 
 
