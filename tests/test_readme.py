@@ -1,0 +1,31 @@
+"""The README is true: its example prints what it says, its commands parse, its tables name what there is."""
+import contextlib
+import io
+import re
+
+import lamp
+
+README = (lamp.HERE / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_example_prints_what_the_readme_says():
+    code, expected = re.search(r"```python\n(.*?)```\n\nprints\n\n```\n(.*?)```", README, re.S).groups()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert printed.getvalue() == expected
+
+
+def test_commands_parse():
+    commands = re.findall(r"python lamp\.py ([^`\n]*)", README)
+    assert len(commands) > 6
+    for command in commands:
+        words = command.split("  ")[0].replace("K", "--task lamp2m --method prompt,rag-4,no-alignment,personaagent", 1).split()
+        lamp.arguments(words)
+
+
+def test_files_and_tasks_are_all_named():
+    for file in ("metrics.py", "memory.py", "tools.py", "persona_agent.py", "align.py", "lamp.py"):
+        assert f"| `{file}` |" in README and (lamp.HERE / file).exists()
+    for task in lamp.TASKS.values():
+        assert f"| `{task.name}` | `{task.folder}` |" in README
