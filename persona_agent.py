@@ -166,7 +166,7 @@ def parse_reply(text):
 
     action is the tool's name as written, input its text; both None where there is no whole action. answer is None where
     there is none. Of several actions the first counts, of several answers the last; an action beats an answer that
-    follows it. Everything from a made-up Observation on is dropped. A short line without any label is an answer.
+    follows it. Everything from a made-up Observation on is dropped.
     """
     text = _visible(text).replace("\r\n", "\n").replace("：", ":")
     text = re.sub(r"^[ \t]*```\w*[ \t]*$", "", text, flags=re.M)  # code fences round the whole or parts of it
@@ -185,8 +185,6 @@ def parse_reply(text):
             following = sections[i + 1:min(i + 2, cut)]
             action, given = _call(content, following[0][1] if following and following[0][0] == "action input" else None)
             break
-    if not marks and lead and "\n" not in lead and len(lead.split()) <= 8:
-        thought, answer = "", lead
     if answer is not None:  # an explanation after a blank line is not part of the answer
         answer = re.split(r"\n\s*\n", answer)[0].strip().strip("*_`").strip() or None
     return thought, action, given, answer
@@ -284,9 +282,10 @@ def react(llm, system, question, tools, max_steps=8):
         text = re.split(rf"(?im)^{MARKS}Observation", reply.text)[0].strip()
         messages.append({"role": "assistant", "content": text or "(no reply)"})
         thought, action, given, answer = parse_reply(text)
+        if not answer and not LABEL.search(text) and (done or forced or not tools):
+            answer = _bare(text, 30 if forced else 8)  # before any tool a bare label is a reply that ignores the format
         if forced:
-            unlabelled = None if action or LABEL.search(text) else re.split(r"\n\s*\n", text)[0]
-            return result(answer or unlabelled or "", "forced")
+            return result(answer or "", "forced")
         if answer is not None:
             steps.append(Step(thought))
             return result(answer, "answered")
@@ -296,6 +295,12 @@ def react(llm, system, question, tools, max_steps=8):
         stuck = 0 if ok else stuck + 1
         forced = stuck == 3 or len(steps) >= max_steps
         messages.append({"role": "user", "content": f"Observation: {step.observation}" + (f"\n\n{FORCED}" if forced else "")})
+
+
+def _bare(text, words):
+    """The first paragraph of a reply without any label, if it has at most so many words; else None."""
+    first = re.split(r"\n\s*\n", _visible(text))[0].strip()
+    return first if 0 < len(first.split()) <= words else None
 
 
 def complete(llm, prompt):

@@ -60,9 +60,8 @@ TOOLS = [WIKI, NOTES]
     ("<think>Action: Wiki\nAction Input: no</think>\nFinal Answer: comedy", None, None, "comedy"),
     ("I wonder. Final Answer: no</think>Final Answer: comedy", None, None, "comedy"),
     ("<think>Final Answer: comedy", None, None, None),
-    # answers: bare, explained, repeated, multi-word, in brackets
-    ("comedy", None, None, "comedy"),
-    ("[2]", None, None, "[2]"),
+    # answers: explained, repeated, multi-word, in brackets; a bare one is for the loop to judge
+    ("comedy", None, None, None),
     ("Answer: comedy", None, None, "comedy"),
     ("Final Answer: [2]", None, None, "[2]"),
     ("Final Answer: comedy\n\nBecause it is funny.", None, None, "comedy"),
@@ -151,6 +150,13 @@ def test_step_limit_forces_an_answer(scripted):
     answer = react(llm, "", "Which?", TOOLS, max_steps=3)
     assert (answer.text, answer.status, len(answer.steps)) == ("x", "forced", 3)
     assert llm.calls[-1]["messages"][-1]["content"].endswith(FORCED)
+
+
+def test_bare_label_counts_once_a_tool_was_used_or_where_there_is_none(scripted):
+    answer = react(scripted(["comedy", "Action: RAG\nAction Input: a", "**comedy**"]), "", "Which?", TOOLS)
+    assert (answer.text, answer.status, len(answer.steps)) == ("**comedy**", "answered", 3)
+    assert "neither an action nor an answer" in answer.steps[0].observation
+    assert react(scripted(["<think>so</think>comedy"]), "", "Which?", []).text == "comedy"
 
 
 def test_three_bad_replies_in_a_row_force_an_answer(scripted):
