@@ -23,7 +23,7 @@ import metrics
 import persona_agent
 import tools
 from memory import EpisodicMemory, Episode, summarize
-from persona_agent import OpenAICompatible, PersonaAgent, Usage, initial_persona
+from persona_agent import Meter, OpenAICompatible, PersonaAgent, Usage, complete, initial_persona
 from tools import RAG, WIKI_DOWN, ServiceError, Wiki
 
 HERE = Path(__file__).resolve().parent
@@ -63,44 +63,25 @@ class Task:
         """The groups of `pattern` that hold a question's own options: 'ab' in LaMP-1, else ''."""
         return "ab" if "(?P<a>" in self.pattern else ""
 
-    def parse(self, text):
-        return metrics.parse_rating(text) if self.rating else metrics.parse_label(text, self.labels)
 
-    @property
-    def rating(self):
-        return self.labels == ("1", "2", "3", "4", "5")
-
-    def score(self, gold, pred):
-        """{metric name: value} as the official scorer computes it; None counts as an answer that it cannot read."""
-        pred = ["" if p is None else p for p in pred]
-        if self.rating:
-            return {"MAE": metrics.mae(gold, pred), "RMSE": metrics.rmse(gold, pred)}
-        return {"accuracy": metrics.accuracy(gold, pred, self.labels), "macro-F1": metrics.macro_f1(gold, pred, self.labels)}
-
-
-MOVIE_TAGS = ("sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic",
-              "psychology", "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story")
-NEWS_CATEGORIES = ("food & drink", "sports", "education", "parents", "religion", "travel", "business", "crime",
-                   "science & technology", "culture & arts", "entertainment", "politics", "women", "style & beauty",
-                   "healthy living")
 TASKS = {t.name: t for t in (
-    Task("lamp1", "LaMP-1: Personalized Citation Identification", "LaMP_1", ("[1]", "[2]"),
+    Task("lamp1", "LaMP-1: Personalized Citation Identification", "LaMP_1", metrics.CITATIONS,
          r'paper with the title "(?P<key>.*)", which reference is related\?.*?\[1\]: "(?P<a>.*)" \[2\]: "(?P<b>.*)"',
          ("title", "abstract"), "title", "citation", '"{title}"',
          "These are papers that one researcher has written, with a paper each of them cites where that is known. Write a "
          "profile of the researcher in at most 120 words: research interests, topics and methods, and what kind of work "
          "they tend to cite. Write only the profile."),
-    Task("lamp2m", "LaMP-2M: Personalized Movie Tagging", "LaMP_2/new", MOVIE_TAGS,
+    Task("lamp2m", "LaMP-2M: Personalized Movie Tagging", "LaMP_2/new", metrics.MOVIE_TAGS,
          r"\] description: (?P<key>.*)", ("description",), "description", "tag", 'the tag for the movie: "{description}" is "{tag}" ',
          "These are movies that one user has tagged. Write a profile of the user in at most 120 words: the tag they give "
          "most often, the films they watch, and how they choose between tags that would both fit. Write only the profile."),
-    Task("lamp2n", "LaMP-2N: Personalized News Categorization", "LaMP_2", NEWS_CATEGORIES,
+    Task("lamp2n", "LaMP-2N: Personalized News Categorization", "LaMP_2", metrics.NEWS_CATEGORIES,
          r"\] article: (?P<key>.*)", ("title", "text"), "text", "category",
          'the category for the article: "{text}" is "{category}" ',
          "These are articles that one journalist has written, with their categories. Write a profile of the journalist in "
          "at most 120 words: the category they write in most often, their subjects, and how they choose between "
          "categories that would both fit. Write only the profile."),
-    Task("lamp3", "LaMP-3: Personalized Product Rating", "LaMP_3", ("1", "2", "3", "4", "5"),
+    Task("lamp3", "LaMP-3: Personalized Product Rating", "LaMP_3", metrics.RATINGS,
          r"without further explanation\. review: (?P<key>.*)", ("text",), "text", "score", '{score} is the score for "{text}" ',
          "These are product reviews that one user has written, with the scores they gave. Write a profile of the user in at "
          "most 120 words: the scores they give most often to positive and to negative reviews, what they care about, and "
@@ -182,33 +163,29 @@ def read_gold(task, path):
 
 
 def date_of(item):
-    """'2012-03-06' -> (2012, 3, 6), 2012 -> (2012,), anything else -> (): orders dates as the official code does."""
-    try:
-        return tuple(map(int, str(item["date"]).split("-")))
-    except (KeyError, ValueError, TypeError):
-        return ()
+    """'2012-03-06' -> (2012, 3, 6), 2012 -> (2012,), no date -> (): orders dates as the official code does."""
+    return tuple(map(int, re.findall(r"\d+", str(item.get("date", ""))))) if isinstance(item, dict) else ()
 
 
-def entries(task, path, gold, faults):
-    """(user, Query, profile, (newest date, profile length)) of each usable query in a file; `faults` tells of the others.
+def entries(task, parts, faults):
+    """(user, Query, profile, order in time) of each usable query; `faults` tells of the others.
 
-    gold: {id: gold}, or None where the records are OPPU's {user_id, profile, query: [{id, input, gold}]}."""
-    for number, record in enumerate(records(path)):
-        record = record if isinstance(record, dict) else {}
-        profile = record.get("profile") if isinstance(record.get("profile"), list) else []
-        asked = [record] if gold is not None else record.get("query") or [{}]
-        newest = max((date_of(item) for item in profile), default=())
-        for place, q in enumerate(asked):
-            answer = q.get("gold") if gold is None else gold.get(str(q.get("id")))
-            if "id" not in q or not isinstance(q.get("input"), str):
-                faults.append(f"{path}, record {q.get('id', number)}: no 'input' or no 'id'")
-            elif not task.match(q["input"]):
-                faults.append(f"{path}, record {q['id']}: this is not a {task.name} question: {q['input'][:60]!r}")
-            elif answer is None:
-                faults.append(f"{path}, record {q['id']}: no gold")
-            else:
-                yield (str(record.get("user_id", f"record {q['id']}")), Query(str(q["id"]), q["input"], str(answer)), profile,
-                       (newest, len(profile) + place))
+    A part with gold None has OPPU's records: {user_id, profile, query: [{id, input, gold}]}."""
+    for part, (path, gold) in enumerate(parts):
+        for number, record in enumerate(records(path)):
+            record = record if isinstance(record, dict) else {}
+            profile = record.get("profile") if isinstance(record.get("profile"), list) else []
+            newest = max(map(date_of, profile), default=())
+            for place, q in enumerate([record] if gold is not None else record.get("query") or [{}]):
+                answer = q.get("gold") if gold is None else gold.get(str(q.get("id")))
+                wrong = ("no 'input' or no 'id'" if "id" not in q or not isinstance(q.get("input"), str) else
+                         f"this is not a {task.name} question: {q['input'][:60]!r}" if not task.match(q["input"]) else
+                         "no gold" if answer is None else None)
+                if wrong:
+                    faults.append(f"{path}, record {q.get('id', number)}: {wrong}")
+                else:
+                    yield (str(record.get("user_id", f"record {q['id']}")), Query(str(q["id"]), q["input"], str(answer)),
+                           profile, (part, newest, len(profile) + place))
 
 
 def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None, seed=0):
@@ -216,31 +193,28 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
 
     Two passes, so that no file is held whole: the first chooses, the second reads what was chosen. Per user the latest
     queries of the last partition with gold; history is the profile of the first of these, and earlier queries."""
-    parts = [(path, outputs and read_gold(task, outputs)) for path, outputs in locate(task, data)]
-    faults, seen, ids = [], {}, set()
-    for part, (path, gold) in enumerate(parts):
-        for user, query, profile, order in entries(task, path, gold, faults):
-            seen.setdefault(user, []).append((part, order, query.id, len(profile)))
-            ids.add(query.id)
+    parts, faults, seen = [(path, outputs and read_gold(task, outputs)) for path, outputs in locate(task, data)], [], {}
+    for user, query, profile, order in entries(task, parts, faults):
+        seen.setdefault(user, []).append((order, query.id, len(profile)))
+    ids = {i for all_ in seen.values() for _, i, _ in all_}
+    for path, gold in parts:
         lost = [i for i in gold or () if i not in ids and not any(f", record {i}:" in f for f in faults)]
         if lost:
             raise Problem(f"gold for {len(lost)} ids that {path} does not have (first: {lost[0]}): the two files beside each "
                           "other do not belong together.")
-    latest = {u: [e for e in sorted(all_, key=lambda e: e[:2]) if e[0] == len(parts) - 1][-queries_per_user:]
-              for u, all_ in seen.items()}
-    chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][3])[:users]
+    latest = {u: [e for e in sorted(all_) if e[0][0] == len(parts) - 1][-queries_per_user:] for u, all_ in seen.items()}
+    chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][2])[:users]
     if not chosen:
         raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {faults[0] if faults else 'It is empty'}")
-    plan = {u: [e[2] for e in latest[u]] for u in chosen}
-    raw = {u: {"queries": {}, "earlier": [], "profile": []} for u in chosen}
-    for part, (path, gold) in enumerate(parts):
-        for user, query, profile, order in entries(task, path, gold, []):
-            if user in plan and query.id in plan[user]:
-                raw[user]["queries"][query.id] = query
-                raw[user]["profile"] = profile if query.id == plan[user][0] else raw[user]["profile"]
-            elif user in plan:
-                raw[user]["earlier"].append((order, query))
-    found = build_users(task, plan, raw, max_history, seed, faults)
+    raw = {u: {"ids": [e[1] for e in latest[u]], "queries": {}, "earlier": [], "profile": []} for u in chosen}
+    for user, query, profile, order in entries(task, parts, []):
+        mine = raw.get(user)
+        if mine and query.id in mine["ids"]:
+            mine["queries"][query.id] = query
+            mine["profile"] = profile if query.id == mine["ids"][0] else mine["profile"]
+        elif mine:
+            mine["earlier"].append((order, query))
+    found = build_users(task, raw, max_history, seed, faults)
     for user in found:
         user.queries = user.queries[:limit]
         limit = None if limit is None else limit - len(user.queries)
@@ -248,19 +222,19 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
     return [u for u in found if u.queries], [f"skipped: {f}" for f in faults[:5] + more]
 
 
-def build_users(task, plan, raw, max_history, seed, faults):
+def build_users(task, raw, max_history, seed, faults):
     """User objects: history as episodes in time order, without any item that has an evaluated query's id or text."""
-    items = {u: history_items(task, u, raw[u], faults) for u in plan}
-    cited = {u: {i[task.label] for i in items[u] if i.get(task.label)} for u in plan}
+    items = {u: history_items(task, u, raw[u], faults) for u in raw}
+    cited = {u: {i[task.label] for i in items[u] if i.get(task.label)} for u in raw}
     found = []
-    for user, ids in plan.items():
+    for user, ids in ((u, raw[u]["ids"]) for u in raw):
         queries = [raw[user]["queries"][i] for i in ids]
         matches = [task.match(q.input) for q in queries]
         keys, offered = {norm(m["key"]) for m in matches}, {m[g] for m in matches for g in task.options}
         kept = [i for i in items[user] if norm(i[task.text]) not in keys and str(i.get("id")) not in ids]
         others = sorted(set().union(*(cited[u] for u in cited if u != user)) - cited[user] - offered)
-        history = [episode_of(task, item, queries[0].input, others, random.Random(f"{seed} {user} {n}"))
-                   for n, item in enumerate(kept)][-(max_history or 0):]
+        history = [episode_of(task, item, queries[0].input, others, random.Random(f"{seed} {user} {item.get('id')}"))
+                   for item in kept][-(max_history or 0):]
         if any(e.response and norm(task.match(e.query)["key"]) in keys for e in history):
             raise RuntimeError(f"an evaluated query is left in the history of user {user}")
         found.append(User(user, history, queries, len(items[user]) - len(kept)))
@@ -276,7 +250,7 @@ def history_items(task, user, raw, faults):
     faults += [f"an item of user {user}'s profile has no {', no '.join(missing(i))}" for i in raw["profile"] if missing(i)]
     items = [i for i in raw["profile"] if not missing(i)]
     known = {norm(i[task.text]) for i in items if i.get(task.label)}
-    for (newest, _), query in sorted(raw["earlier"], key=lambda e: e[0]):
+    for (_, newest, _), query in sorted(raw["earlier"], key=lambda e: e[0]):
         at = task.match(query.input)
         if norm(at["key"]) not in known:
             label = at["ab"[task.labels.index(query.gold)]] if task.options and query.gold in task.labels else query.gold
@@ -343,35 +317,33 @@ def rag_prompt(task, text, memory, k):
     return text if not found else text.replace("title", f"title, and {joined}", 1) if task.options else f"{joined}. {text}"
 
 
-class Meter:
-    """A model that counts what goes through it: the cost of one stage."""
-
-    def __init__(self, llm):
-        self.llm, self.usage, self.lock = llm, Usage(), threading.Lock()
-
-    def chat(self, *args, **kwargs):
-        reply = self.llm.chat(*args, **kwargs)
-        with self.lock:
-            self.usage = self.usage + reply.usage
-        return reply
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for all users of a run. opts: the settings of the command line, by name."""
+    task: Task
+    method: Method
+    llm: object
+    wiki: Wiki
+    opts: dict
 
 
-def build_agent(task, method, user, llm, wiki, opts, shared, line):
+def build_agent(setup, user, shared, line):
     """(PersonaAgent, its line of personas.jsonl) for one user: memory, profile, persona and, where asked for, alignment.
 
     shared: the memory and the profile that other methods made for this user. line: what an earlier start of this run
     wrote to personas.jsonl; the persona is then taken from it."""
+    method, llm, opts = setup.method, setup.llm, setup.opts
     if method.embeds and "memory" not in shared:
         memory = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
         memory.add(user.history)
         shared["memory"] = memory
     memory = shared.get("memory")
-    bound = [tool for tool in (wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
+    bound = [tool for tool in (setup.wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
     if not method.persona or line:
         return PersonaAgent(llm, memory, line["final"] if line else "", bound, opts["max_steps"]), line
     if "profile" not in shared:
         meter = Meter(llm)
-        shared["profile"] = summarize(meter, user.history, task.summary), meter.usage
+        shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
     profile, profile_usage = shared["profile"]
     meter = Meter(llm)
     agent = PersonaAgent(meter, memory, initial_persona(profile), bound, opts["max_steps"])
@@ -382,19 +354,17 @@ def build_agent(task, method, user, llm, wiki, opts, shared, line):
                    "usage": {"profile": asdict(profile_usage), "alignment": asdict(meter.usage)}}
 
 
-def answer_query(task, method, agent, user, query):
+def answer_query(setup, agent, user, query):
     """The line of predictions.jsonl for one query."""
-    start, prompt = time.monotonic(), query.input
-    if method.persona:
-        result = agent.answer(query.input)
-    else:
-        prompt = rag_prompt(task, prompt, agent.memory, method.examples) if method.examples else prompt
-        result = persona_agent.complete(agent.llm, prompt)
-    return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold, "prediction": task.parse(result.text),
+    start, prompt, k = time.monotonic(), query.input, setup.method.examples
+    if k:
+        prompt = rag_prompt(setup.task, prompt, agent.memory, k)
+    result = agent.answer(prompt) if setup.method.persona else complete(agent.llm, prompt)
+    return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold, "prediction": metrics.parse(result.text, setup.task.labels),
             **asdict(result), "seconds": round(time.monotonic() - start, 3)}
 
 
-def evaluate(task, method, user, llm, wiki, opts, shared, line, done, emit):
+def evaluate(setup, user, shared, line, done, emit):
     """Answer one user's queries that are not in `done`; every line goes to emit(file name, row) as it is ready.
 
     A failure, of the wire or of ours, is a line of errors.jsonl for each query that it hit, and stops nothing else."""
@@ -405,12 +375,12 @@ def evaluate(task, method, user, llm, wiki, opts, shared, line, done, emit):
 
     def one(query):
         try:
-            emit("predictions.jsonl", answer_query(task, method, agent, user, query))
+            emit("predictions.jsonl", answer_query(setup, agent, user, query))
         except Exception as e:
             failed(query, "answer", e)
 
     try:
-        agent, made = build_agent(task, method, user, llm, wiki, opts, shared, line)
+        agent, made = build_agent(setup, user, shared, line)
     except Exception as e:
         for query in queries:
             failed(query, "persona", e)
@@ -424,34 +394,32 @@ def evaluate(task, method, user, llm, wiki, opts, shared, line, done, emit):
 # ---------------------------------------------------------------------------------------------------- a run
 
 class Folder:
-    """A run folder: JSON lines appended as they come, from any thread; a folder made with other settings is refused."""
+    """A run folder: JSON lines appended as they come, from any thread. One made with other settings is refused."""
 
     def __init__(self, path, settings=None):
         self.path, self.lock = Path(path), threading.Lock()
-        if settings is None:
+        if settings is None:  # only to look at
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "predictions.jsonl").touch()
-            before = json.loads((self.path / "results.json").read_text(encoding="utf-8"))["settings"]
-        except FileNotFoundError:
-            return
+            file = self.path / "results.json"
+            before = json.loads(file.read_text(encoding="utf-8"))["settings"] if file.exists() else settings
         except (OSError, ValueError, KeyError) as e:
             raise Problem(f"cannot use the folder {self.path}: {e}. Choose another one with --output.", 2) from None
         differ = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v]
         if differ:
             raise Problem(f"{self.path} holds a run with other settings ({'; '.join(differ)}): choose another --output.", 2)
+        for file in self.path.glob("*.jsonl"):  # a last line torn by a crash goes, so that the next one stands alone
+            text = file.read_bytes()
+            if not text.endswith(b"\n"):
+                file.write_bytes(text[:text.rfind(b"\n") + 1])
 
     def rows(self, name):
-        """The lines of a JSON lines file; a last line torn by a crash is cut off."""
+        """The lines of a JSON lines file, without one that is only half written."""
         file = self.path / name
-        if not file.exists():
-            return []
-        text = file.read_bytes()
-        whole = text[:text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            file.write_bytes(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
     def append(self, name, row):
         with self.lock, open(self.path / name, "a", encoding="utf-8") as out:
@@ -463,7 +431,7 @@ class Folder:
         part.replace(self.path / name)
 
 
-def run(task, name, users, llm, wiki, opts, folder, workers, shared, origin):
+def run(setup, users, folder, workers, shared, origin):
     """Evaluate one method on all users, resuming what the folder holds, and write every output. Returns the results.
 
     shared: {user id: dict} for what the methods of one start share. origin: what results.json says of its making."""
@@ -472,53 +440,40 @@ def run(task, name, users, llm, wiki, opts, folder, workers, shared, origin):
     lines = {r["user_id"]: r for r in folder.rows("personas.jsonl")}
     (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
     folder.write("results.json", {"complete": False, **origin})
-    done, progress, embedded, start = set(rows), Progress(task, name, len(wanted), rows), llm.embed_usage, time.time()
+    done, embedded, start, failed = set(rows), setup.llm.embed_usage, time.time(), set()
 
     def emit(file, row):
         folder.append(file, row)
-        progress.count(file, row)
+        with folder.lock:
+            if file == "errors.jsonl":
+                failed.add(row["id"])
+            elif file == "predictions.jsonl":
+                rows[row["id"]] = row
+            if sys.stderr.isatty() and rows:
+                line = progress(setup.task, list(rows.values()), len(failed), len(wanted), len(rows) - len(done), start)
+                print(f"\r{origin['method']} {line}\033[K", end="\n" if len(rows) + len(failed) == len(wanted) else "",
+                      file=sys.stderr, flush=True)
 
     pool = ThreadPoolExecutor(workers)
     try:
-        jobs = [pool.submit(evaluate, task, METHODS[name], user, llm, wiki, opts, shared.setdefault(user.id, {}),
-                            lines.get(user.id), done, emit) for user in users if not {q.id for q in user.queries} <= done]
+        jobs = [pool.submit(evaluate, setup, user, shared.setdefault(user.id, {}), lines.get(user.id), done, emit)
+                for user in users if not {q.id for q in user.queries} <= done]
         for job in as_completed(jobs):
             job.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    results = {"complete": True, **results_of(task, users, folder), "this_start": {
-        "seconds": round(time.time() - start, 1), "embedding": asdict(llm.embed_usage - embedded)}, **origin}
+    results = {"complete": True, **results_of(setup.task, users, folder), "this_start": {
+        "seconds": round(time.time() - start, 1), "embedding": asdict(setup.llm.embed_usage - embedded)}, **origin}
     folder.write("results.json", results)
     return results
 
 
-class Progress:
-    """One line on stderr, where a terminal watches: done/total, running metric, calls, tokens, time left."""
-
-    def __init__(self, task, name, total, rows):
-        self.task, self.name, self.total, self.rows, self.lock = task, name, total, rows, threading.Lock()
-        self.start, self.before, self.failed = time.monotonic(), len(rows), 0
-
-    def count(self, file, row):
-        with self.lock:
-            self.failed += file == "errors.jsonl"
-            if file == "predictions.jsonl":
-                self.rows[row["id"]] = row
-            if self.rows and sys.stderr.isatty():
-                end = "\n" if len(self.rows) + self.failed == self.total else ""
-                print(f"\r{self.line()}\033[K", end=end, file=sys.stderr, flush=True)
-
-    def line(self):
-        rows, used = list(self.rows.values()), total(r["usage"] for r in self.rows.values())
-        scores = self.task.score([r["gold"] for r in rows], [r["prediction"] for r in rows])
-        pace = (time.monotonic() - self.start) / max(len(rows) - self.before, 1)
-        return (f"{self.name} {len(rows)}/{self.total}, {self.failed} failed  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
-                + f"  {used.calls} calls  {(used.input + used.output) / 1000:.0f}k tokens  "
-                f"{pace * (self.total - len(rows) - self.failed):.0f} s left")
-
-
-def total(usages):
-    return sum((Usage(**u) for u in usages), Usage())
+def progress(task, rows, failed, wanted, new, start):
+    """'7/18, 1 failed  accuracy 0.714  ..': done of all, running metric, calls, tokens, time left."""
+    used, scores = Usage.total(r["usage"] for r in rows), metrics.score([r["gold"] for r in rows], [r["prediction"] for r in rows], task.labels)
+    left = (time.time() - start) / max(new, 1) * (wanted - len(rows) - failed)
+    return (f"{len(rows)}/{wanted}, {failed} failed  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
+            + f"  {used.calls} calls  {(used.input + used.output) / 1000:.0f}k tokens  {left:.0f} s left")
 
 
 def mean(values):
@@ -532,14 +487,14 @@ def results_of(task, users, folder):
     rows = [rows[q.id] for u in users for q in u.queries if q.id in rows]
     lines = list({r["user_id"]: r for r in folder.rows("personas.jsonl")}.values())
     gold, pred, raw = ([r[k] for r in rows] for k in ("gold", "prediction", "text"))
-    for file, values in (("gold.json", gold), ("lamp.json", [p or t for p, t in zip(pred, raw)])):
+    for file, values in (("gold.json", gold), ("lamp.json", [p or "" for p in pred])):
         folder.write(file, {"task": task.folder.split("/")[0],
                             "golds": [{"id": r["id"], "output": v} for r, v in zip(rows, values)]})
     used = [[s["action"] for s in r["steps"]] for r in rows]
     steps = [s for r in rows + [s["answer"] for line in lines for i in line["iterations"] for s in i["samples"]] for s in r["steps"]]
     return {
-        "metrics": {"n": len(rows), "right": sum(map(str.__eq__, gold, [p or "" for p in pred])), **task.score(gold, pred)},
-        "strict": task.score(gold, raw), "unparsed": pred.count(None),
+        "metrics": {"n": len(rows), "right": sum(g == p for g, p in zip(gold, pred)), **metrics.score(gold, pred, task.labels)},
+        "strict": metrics.score(gold, raw, task.labels), "unparsed": pred.count(None),
         "errors": len({r["id"] for r in folder.rows("errors.jsonl")}),
         "status": {s: sum(r["status"] == s for r in rows) for s in ("answered", "forced", "refused", "overflow")},
         "tool_calls_per_answer": {t: mean(u.count(t) for u in used) for t in ("Wiki", "RAG")},
@@ -548,17 +503,17 @@ def results_of(task, users, folder):
         "users": {"n": len(users), "leaks_removed": sum(u.leaks for u in users),
                   "aligned": sum(bool(line["iterations"]) for line in lines),
                   "updated": sum(any(i["accepted"] for i in line["iterations"]) for line in lines)},
-        "usage": {**{s: asdict(total(line["usage"][s] for line in lines)) for s in ("profile", "alignment")},
-                  "answers": asdict(total(r["usage"] for r in rows))},
+        "usage": {**{s: asdict(Usage.total(line["usage"][s] for line in lines)) for s in ("profile", "alignment")},
+                  "answers": asdict(Usage.total(r["usage"] for r in rows))},
         "seconds_per_query": mean(r["seconds"] for r in rows)}
 
 
 def print_table(task, results):
     """The results table of {method: results}."""
-    names = list(task.score([], []))
+    names = list(metrics.score([], [], task.labels))
     table = [["method", "n", "right", *names, "unparsed", "forced", "errors", "aligned", "calls/query", "tokens/query"]]
     for name, r in results.items():
-        n, cost = max(r["metrics"]["n"], 1), total(r["usage"].values())
+        n, cost = max(r["metrics"]["n"], 1), Usage.total(r["usage"].values())
         table.append([name, r["metrics"]["n"], r["metrics"]["right"], *(f"{r['metrics'][k]:.3f}" for k in names),
                       r["unparsed"], r["status"]["forced"], r["errors"],
                       f"{r['users']['aligned']} of {r['users']['n']}" if METHODS[name].aligned else "-",
@@ -738,7 +693,8 @@ def main(argv):
     if embeds:
         llm.embed(["OK"], tries=2)
     shared, opts = {}, origin["settings"]
-    results = {m: run(task, m, users, llm, wiki, opts, folders[m], args.workers, shared, {"method": m, **origin}) for m in args.method}
+    results = {m: run(Setup(task, METHODS[m], llm, wiki, opts), users, folders[m], args.workers, shared, {"method": m, **origin})
+               for m in args.method}
     print_table(task, results)
     print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
     missed, errors = (sum(r[k] for r in results.values()) for k in ("failed_wiki_calls", "errors"))

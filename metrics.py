@@ -10,6 +10,15 @@ import unicodedata
 
 import numpy as np
 
+# LaMP's labels, in the order of the official scorer
+CITATIONS = ("[1]", "[2]")
+MOVIE_TAGS = ("sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic",
+              "psychology", "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story")
+NEWS_CATEGORIES = ("food & drink", "sports", "education", "parents", "religion", "travel", "business", "crime",
+                   "science & technology", "culture & arts", "entertainment", "politics", "women", "style & beauty",
+                   "healthy living")
+RATINGS = ("1", "2", "3", "4", "5")
+
 CUE = (r"\b(?:answer|tag|category|score|rating|reference|option|label)\b"
        r"(?:[^\n.:=]*?(?:\bis\b|\bbe\b|[:=])\s*|\s+(?=['\"\[]))")
 KIND = r"(?:(?:the|tag|category|score|rating|reference|option|label|answer)\s+)*"
@@ -49,8 +58,8 @@ def parse_rating(text):
     """
     text = re.sub(SCALE, "", _clean(text))
     text = re.sub(r"\b(" + "|".join(WORDS) + r")\b", lambda m: WORDS[m[1]], text)
-    number = re.fullmatch(r"\W*([1-4]\.\d+|[1-5](?:\.0+)?)\W*(?:stars?\W*)?", text)
-    return number[1] if number else parse_label(text, list("12345"))
+    number = re.fullmatch(r"\W*([1-4]\.\d+|5\.0+)\W*(?:stars?\W*)?", text)
+    return f"{float(number[1]):g}" if number else parse_label(text, RATINGS)
 
 
 def _index(texts, labels):
@@ -101,3 +110,16 @@ def mae(gold, pred):
 def rmse(gold, pred):
     """Root mean squared error of ratings given as strings. Empty: nan."""
     return float(np.sqrt(np.mean(_errors(gold, pred) ** 2))) if len(gold) else math.nan
+
+
+def parse(text, labels):
+    """`parse_rating` where the labels are ratings, else `parse_label`."""
+    return parse_rating(text) if labels == RATINGS else parse_label(text, labels)
+
+
+def score(gold, pred, labels):
+    """{metric name: value} as the official scorer computes it; a prediction None is an answer that it cannot read."""
+    pred = ["" if p is None else p for p in pred]
+    if labels == RATINGS:
+        return {"MAE": mae(gold, pred), "RMSE": rmse(gold, pred)}
+    return {"accuracy": accuracy(gold, pred, labels), "macro-F1": macro_f1(gold, pred, labels)}

@@ -29,6 +29,11 @@ class Usage:
     def __add__(self, other):
         return Usage(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values())))
 
+    @classmethod
+    def total(cls, usages):
+        """The sum of usages given as dicts."""
+        return sum((cls(**u) for u in usages), cls())
+
     def __sub__(self, other):
         return Usage(*(a - b for a, b in zip(asdict(self).values(), asdict(other).values())))
 
@@ -118,6 +123,19 @@ class OpenAICompatible:
                 self.embed_usage += Usage(1, tokens, 0, 0, time.monotonic() - start)
             start = time.monotonic()
         return np.array(rows, np.float32)
+
+
+class Meter:
+    """A model that counts the chat calls that go through it: the cost of one stage."""
+
+    def __init__(self, llm):
+        self.llm, self.usage, self._lock = llm, Usage(), threading.Lock()
+
+    def chat(self, *args, **kwargs):
+        reply = self.llm.chat(*args, **kwargs)
+        with self._lock:
+            self.usage = self.usage + reply.usage
+        return reply
 
 
 def _visible(text):
