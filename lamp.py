@@ -605,7 +605,7 @@ def connect(args, embeds):
         try:
             from tests import standin
         except ImportError:
-            raise Problem("the stand-in comes with a source checkout and is missing here: name a model with --model.", 2) from None
+            raise Problem("the stand-in is only part of a source checkout: name a model with --model.", 2) from None
         root = f"http://127.0.0.1:{standin.start().server_port}"
         return (OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", args.temperature, args.workers),
                 Wiki(args.wiki_base_url or root, "loopback"))
@@ -685,14 +685,14 @@ def main(argv):
     llm, wiki = connect(args, embeds)
     origin = provenance(args, llm, argv)
     print_plan(task, args, users, remarks, llm, origin)
-    changed = "".join(f"-{k}={getattr(args, k)}" for k, default in SETTINGS.items()
-                      if k not in ("task", "method") and getattr(args, k) != default)
-    changed = re.sub(r"[^-=.\w]+", "_", changed)
-    folders = {m: Folder(Path(args.output, task.name, m + changed), origin["settings"]) for m in args.method}
+    opts = origin["settings"]
+    changed = {k: opts[k] for k, default in SETTINGS.items() if opts.get(k, default) not in (default, "stand-in", args.task)}
+    name = "".join(f"-{k}={re.sub(r'[^-.0-9A-Za-z]+', '_', os.path.basename(str(v)))}" for k, v in changed.items())
+    folders = {m: Folder(Path(args.output, task.name, m + name), opts) for m in args.method}
     llm.chat([{"role": "user", "content": "Reply with the word OK."}], max_tokens=16, tries=2)  # alone, so as to fail at once
     if embeds:
         llm.embed(["OK"], tries=2)
-    shared, opts = {}, origin["settings"]
+    shared = {}
     results = {m: run(Setup(task, METHODS[m], llm, wiki, opts), users, folders[m], args.workers, shared, {"method": m, **origin})
                for m in args.method}
     print_table(task, results)

@@ -381,7 +381,7 @@ def test_flag_acts(server, tmp_path, flag, value, count, expected):
     assert cli(["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *server.flags, flag, value]) == 0
     assert count(server) == expected
     changed, = (tmp_path / "lamp2m").iterdir()
-    assert f"-{flag[2:].replace('-', '_')}={value}" in changed.name
+    assert f"-{flag[2:].replace(chr(45), chr(95))}={value}" in changed.name
 
 
 @pytest.mark.parametrize("flag, value, answered", [("--users", "2", 6), ("--queries-per-user", "2", 12), ("--limit", "7", 7)])
