@@ -275,10 +275,10 @@ def episode_of(task, item, pattern, others, rng):
         match, query = task.match(pattern), pattern
         for group, value in sorted({"key": item[task.text], **dict(zip("ab", pair))}.items(), key=lambda gv: -match.start(gv[0])):
             query = query[:match.start(group)] + str(value) + query[match.end(group):]
-    text = ": ".join(str(item[f]) for f in task.fields if item.get(f)) + (f" -> {task.label}: {label}" if label else "")
+    shown = [item.get("date"), f"{task.label}: {label}" if label else None, *(item.get(f) for f in task.fields)]
     example = task.example.format_map({f: " ".join(str(v).split(" ")[:368]) for f, v in item.items()})  # cut as in OPPU
     return Episode(query, response, {"id": item.get("id"), "date": item.get("date"), "example": example},
-                   text + (f" ({item['date']})" if item.get("date") else ""))
+                   " | ".join(str(part) for part in shown if part))  # the answer first: long texts are cut where they are shown
 
 
 # ---------------------------------------------------------------------------------------------------- methods

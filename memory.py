@@ -15,7 +15,8 @@ class Episode:
     """One interaction (q_i, r_i, m_i) of Eq. 1. An empty `response` is an event without a known answer.
 
     query: the full question, as the agent would get it. response: what the user really answered.
-    text: the compact rendering of the whole event, which is embedded and shown (default: query, response and date).
+    text: the compact rendering of the whole event, which is embedded and shown (default: date, response and query, in
+    this order, so that a long query that is cut where it is shown still has its answer).
     """
     query: str
     response: str
@@ -24,8 +25,8 @@ class Episode:
 
     def __post_init__(self):
         if self.text is None:
-            date = f" ({self.metadata['date']})" if self.metadata.get("date") else ""
-            self.text = f"{self.query} -> {self.response}{date}" if self.response else f"{self.query}{date}"
+            answer = f"answer: {self.response}" if self.response else None
+            self.text = " | ".join(str(part) for part in (self.metadata.get("date"), answer, self.query) if part)
 
 
 class EpisodicMemory:
@@ -62,8 +63,8 @@ class EpisodicMemory:
 
     def _unit(self, embed, texts):
         """Embed texts into unit rows, float32 (n, d); zero rows stay zero."""
-        rows = np.asarray(embed(texts), dtype=np.float32)
-        if rows.ndim != 2 or len(rows) != len(texts):
+        rows = np.asarray(embed(texts), dtype=np.float64)
+        if rows.ndim != 2 or len(rows) != len(texts) or not rows.size:
             raise ValueError(f"embed must return one row per text: {len(texts)} texts gave shape {rows.shape}")
         if len(self) and rows.shape[1] != self._rows.shape[1]:
             raise ValueError(f"embeddings have {rows.shape[1]} dimensions, this memory has {self._rows.shape[1]}: "
@@ -71,7 +72,7 @@ class EpisodicMemory:
         if not np.isfinite(rows).all():
             raise ValueError("an embedding holds nan or infinity")
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(norms > 0, norms, 1)
+        return (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
 
     def search(self, query, k=4):
         """The k most similar episodes (Eq. 2): [(Episode, cosine)], best first, the older one first where scores tie."""
@@ -86,6 +87,7 @@ class EpisodicMemory:
         return [self._top(scores, k) for scores in self._unit(self.embed_query, queries) @ self._rows[:len(self)].T]
 
     def _top(self, scores, k):
+        scores = scores.round(6)  # equal rows may differ in the last bits, depending on where in the product they stand
         if k < len(scores):  # a partial sort finds the k-th best score; only rows at or above it are sorted
             kept = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
         else:
@@ -117,6 +119,8 @@ class EpisodicMemory:
         with np.load(path, allow_pickle=False) as data:
             memory._rows = data["rows"]
             memory.episodes = [Episode(**e) for e in json.loads(str(data["episodes"]))]
+        if len(memory.episodes) != len(memory._rows):
+            raise ValueError(f"{path} holds {len(memory._rows)} embeddings for {len(memory.episodes)} episodes")
         return memory
 
 

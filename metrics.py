@@ -4,6 +4,7 @@ Parsing and scoring are apart: `parse_label` and `parse_rating` turn an answer t
 never by guessing; the metrics then follow the official scorer (LaMP-Benchmark/LaMP, eval/evaluation.py), which strips
 white space and compares exactly. They pool all queries; nothing here averages per user.
 """
+import html
 import math
 import re
 import unicodedata
@@ -19,65 +20,106 @@ NEWS_CATEGORIES = ("food & drink", "sports", "education", "parents", "religion",
                    "healthy living")
 RATINGS = ("1", "2", "3", "4", "5")
 
-CUE = (r"\b(?:answer|tag|category|score|rating|reference|option|label)\b"
-       r"(?:[^\n.:=]*?(?:\bis\b|\bbe\b|[:=])\s*|\s+(?=['\"\[]))")
-KIND = r"(?:(?:the|tag|category|score|rating|reference|option|label|answer)\s+)*"
-END = r"(?=\s*(?:$|[.;:!()\"\n—–]|- |\bbecause\b|\bsince\b|\bas\b|\bstars?\b))"
+# Where an answer stands: at the start of a line, or after words like these. NOUN names it, KIND may stand before it.
+NOUN = r"(?:answer|tags?|genre|category|score|rating|reference|option|paper|label|prediction|stars)"
+KIND = rf"(?:(?:the|a|an|best|likely|most likely|probably|boxed|text|{NOUN})\b[\s#:{{]*)*"
+CUE = (rf"(?:\b{NOUN}\b(?:[^\n.:=]*?(?:\bis\b|\bbe\b|\bas\b|[:=]|\bof\b)|(?=\s*['\"\[]))|\b(?:give|rate|choose|pick|tag)\b"
+       r"(?: (?:it|this)(?: \w+)?)?(?: as)?)")
+LEAD = r"^(?:\s*(?:[-•>#→~]|\d+[.)])\s+)*\s*[~→]?"
+DENIED = re.compile(r"\b(?:no|not|never|cannot|neither|unlikely|wrong|incorrect|unrelated|if)\b|n't\b")
+HABIT = re.compile(r"\b(?:usual|average|typical|favou?rite|(?:most )?(?:frequent|common))(?:ly)? (?:\w+ )?$")
+EXPLAINED = re.compile(r"\b(?:because|since|although|rather|instead|(?<!well )as (?!well))|[,(]\s*not\b|[.!](?=\s|$)|\bmore \w+ than\b")
+ENDED = re.compile(r"[\s\"')\]}>]*(?:-?stars?\b|points?\b)?[\s\"')\]}>]*(?:$|[.!;](?=\s|$)|[,:(]|- |(?:because|since|as|is|review)\b)")
 WORDS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
-SCALE = r"\s*(?:/|\bout of\b|\bof\b)\s*(?:5|five)\b(?:\s*stars?)?|\b(?:on a )?scale (?:of|from) 1\s*(?:to|-)\s*5\b|\b1\s*(?:to|-)\s*5\b"
+SCALE = (r"\s*(?:/|\bout of\b|\bof\b)\s*(?:5|five)(?:\.0+)?\b(?!\.\d)(?: stars?)?|\b(?:on )?(?:a )?scale (?:of|from) 1\s*(?:to|-)\s*5\b,?|"
+         r"\b1\s*(?:to|-)\s*5\b")
+PLAIN = str.maketrans({**dict.fromkeys("\u2010\u2011\u2012\u2013\u2014", "-"), **dict.fromkeys("“”", '"'), "_": " ",
+                       **dict.fromkeys("‘’", "'"), **dict.fromkeys("*`\u200b\ufeff\\$", None)})
 
 
 def _clean(text):
-    """'**Dark Comedy**' -> 'dark comedy': one case, plain characters, no emphasis; options echoed on one line are split."""
-    text = unicodedata.normalize("NFKC", str(text)).lower().replace("’", "'")
-    return re.sub(r"[ \t]+(?=\[\d\]:)", "\n", re.sub(r"[*_`]", "", text)).strip()
+    """'**Dark_Comedy**' -> 'dark comedy': one case, plain quotes and dashes, no emphasis or tags; options echoed on one
+    line are split."""
+    text = unicodedata.normalize("NFKC", html.unescape(str(text))).lower().translate(PLAIN)
+    return re.sub(r"[ \t]+(?=\[\d\]:)", "\n", re.sub(r"</?(?:answer|score|tag|label|category)>", "", text)).strip()
+
+
+def _given(text, one, read, mention):
+    """What a clean text gives where an answer may stand: one answer, or None (nothing, or not to be told apart).
+
+    one: pattern of an answer. read: its text -> answer, None where it is none. mention: pattern of an answer in prose."""
+    found = {True: set(), False: set()}  # after words like 'the answer is'; at the start of a line
+    for m in re.finditer(rf"(?:{LEAD}|(?P<cue>{CUE})\s*){KIND}(?P<open>['\"\[({{<\s]*)(?P<one>{one})(?!\w|\.?\d|-\w*[a-rt-z])",
+                         text, re.M):
+        line, rest = text[text.rfind("\n", 0, m.start("one")) + 1:m.start("one")], text[m.end():].split("\n")[0]
+        denied = DENIED.search(re.split(r"[.!?;]\s|\bbut\b", line)[-1]) or re.match(r"\W*(?:is )?(?:not|un|wrong)(?<![,(]not)"
+                                                                                    r"(?<![,(] not)", rest)
+        habit = m["cue"] and HABIT.search(text[:m.start("cue")].split("\n")[-1])
+        if denied or habit or not (ENDED.match(rest) or "[" in m["open"]):  # a bracket may be followed by its title
+            continue
+        others = re.findall(mention, EXPLAINED.split(rest)[0]) + re.findall(rf"^\W*(?:or |maybe |(?={one}\W*$))({one})\b", rest)
+        mine = read(m["one"])
+        found[bool(m["cue"])].add(None if any(read(o) != mine for o in others) else mine)
+    found = found[True] or found[False]
+    return found.pop() if len(found) == 1 else None
 
 
 def parse_label(text, labels):
-    """The one label that an answer text gives, or None.
+    """The one label that an answer text gives, or None: leniently, but never by guessing.
 
-    It must be the whole text, or stand where an answer stands: at the start of a line or after 'the answer is', and be
-    followed by an end or an explanation. 'comedy or romance' and 'not a comedy' give None; 'comedy. Because it is not
-    a romance' gives 'comedy'. A label in brackets may lose them: 'option 2' gives '[2]'.
+    It must be the whole text, or stand where an answer stands: at the start of a line or after words like 'the answer is',
+    followed by an end or an explanation. 'comedy or romance', 'not a comedy' and 'comedy; romance' give None; 'comedy,
+    because it is no romance' gives 'comedy'. 'food and drink', 'sci fi' and 'option 2' are 'food & drink', 'sci-fi', '[2]'.
     """
-    names = {form: label for label in labels for form in (_clean(label), _clean(label).strip("[]"))}
+    def key(form):
+        return " ".join(re.sub(r"-|\band\b|&", " ", form.strip("[] ")).split())
+
+    names = {key(_clean(label)): label for label in labels}
     text = _clean(text)
-    whole = text.strip(" .,;:!?'\"()")
-    if whole in names:
+    whole = key(re.sub(r"^[\W]*|[\W]*$", "", text))
+    if whole in names and not (whole.isdigit() and re.match(r"-", text)):
         return names[whole]
-    one = "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True))
-    found = re.findall(rf"(?:^[\s>#\-('\"]*|{CUE}){KIND}['\"(]*({one})(?!\w)['\")]*{END}", text, re.MULTILINE)
-    found = {names[f] for f in found}
-    return found.pop() if len(found) == 1 else None
+    one = "|".join(re.sub(r"\\? ", r"[-\\s&]+(?:and\\s+)?", re.escape(n)) for n in sorted(names, key=len, reverse=True))
+    bracketed = all(label.startswith("[") for label in labels)
+    mention = rf"(?:[\[(]\s*|\b{NOUN} #?|\bor )({one})\b" if bracketed else rf"\b({one})\b"
+    return _given(text, one, lambda form: names.get(key(form)), mention)
 
 
 def parse_rating(text):
     """The one rating from 1 to 5 that an answer text gives, as a string ('4', '4/5', 'four stars' -> '4'), or None.
 
-    '4.5' stays '4.5': LaMP's scorer takes any number. '7' and '3 or 4' give None.
+    '4.5' stays '4.5': LaMP's scorer takes any number. '7', '-3' and '3 or 4' give None.
     """
-    text = re.sub(SCALE, "", _clean(text))
+    text = re.sub(SCALE, "", re.sub("([★⭐]+)☆*", lambda m: f" {len(m[1])} stars" if len(m[1]) > 1 else " stars", _clean(text)))
     text = re.sub(r"\b(" + "|".join(WORDS) + r")\b", lambda m: WORDS[m[1]], text)
-    number = re.fullmatch(r"\W*([1-4]\.\d+|5\.0+)\W*(?:stars?\W*)?", text)
-    return f"{float(number[1]):g}" if number else parse_label(text, RATINGS)
+
+    def read(form):
+        return f"{float(form):g}" if 1 <= float(form) <= 5 else None
+
+    whole = re.fullmatch(r"(?!-)[^\w.]*(\d+(?:\.\d+)?)[^\w.]*\.?(?:-?(?:stars?|points?)\W*)?", text.strip())
+    if whole:
+        return read(whole[1])
+    return _given(text, r"\d+(?:\.\d+)?", read, r"\d+(?:\.\d+)?")
 
 
-def _index(texts, labels):
-    """Position of each text in `labels`, -1 where it is none of them (the official rule: strip, then exact)."""
+def _index(gold, pred, labels):
+    """Positions in `labels` of gold and of predicted texts, two arrays (n,); -1 where a text is no label (the official
+    rule: strip, then exact). Raises ValueError where the lists differ in length."""
     place = {label: i for i, label in enumerate(labels)}
-    return np.array([place.get(str(t).strip(), -1) for t in texts], dtype=int)
+    pairs = [[place.get(str(t).strip(), -1) for t in pair] for pair in zip(gold, pred, strict=True)]
+    return np.array(pairs, dtype=int).reshape(-1, 2).T
 
 
 def accuracy(gold, pred, labels):
     """Share of answers whose label equals the gold label; anything outside `labels` is the label -1. Empty: nan."""
-    gold, pred = _index(gold, labels), _index(pred, labels)
+    gold, pred = _index(gold, pred, labels)
     return float(np.mean(gold == pred)) if len(gold) else math.nan
 
 
 def macro_f1(gold, pred, labels):
     """Mean F1 over ALL `labels`, those that never occur counting 0 (scikit-learn's f1_score(labels=range(n),
     average='macro'), as the official scorer calls it). Empty: nan."""
-    gold, pred = _index(gold, labels), _index(pred, labels)
+    gold, pred = _index(gold, pred, labels)
     if not len(gold):
         return math.nan
     ids = range(len(labels))
@@ -104,22 +146,24 @@ def _errors(gold, pred):
 
 def mae(gold, pred):
     """Mean absolute error of ratings given as strings. Empty: nan."""
-    return float(np.mean(np.abs(_errors(gold, pred)))) if len(gold) else math.nan
+    errors = _errors(gold, pred)
+    return float(np.mean(np.abs(errors))) if len(errors) else math.nan
 
 
 def rmse(gold, pred):
     """Root mean squared error of ratings given as strings. Empty: nan."""
-    return float(np.sqrt(np.mean(_errors(gold, pred) ** 2))) if len(gold) else math.nan
+    errors = _errors(gold, pred)
+    return float(np.sqrt(np.mean(errors ** 2))) if len(errors) else math.nan
 
 
 def parse(text, labels):
     """`parse_rating` where the labels are ratings, else `parse_label`."""
-    return parse_rating(text) if labels == RATINGS else parse_label(text, labels)
+    return parse_rating(text) if tuple(labels) == RATINGS else parse_label(text, labels)
 
 
 def score(gold, pred, labels):
     """{metric name: value} as the official scorer computes it; a prediction None is an answer that it cannot read."""
     pred = ["" if p is None else p for p in pred]
-    if labels == RATINGS:
+    if tuple(labels) == RATINGS:
         return {"MAE": mae(gold, pred), "RMSE": rmse(gold, pred)}
     return {"accuracy": accuracy(gold, pred, labels), "macro-F1": macro_f1(gold, pred, labels)}

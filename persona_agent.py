@@ -5,16 +5,20 @@ The loop keeps one append-only message list, which is the trajectory: system = p
 then assistant and user in turn, always ending with a user turn. What it does not do: enforce the paper's two-tools rule.
 """
 import json
+import logging
 import os
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from memory import Episode
-from tools import RAG, Http, ServiceError, Wiki
+from tools import RAG, ContextOverflow, Http, ServiceError, Wiki
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,83 +50,146 @@ class Reply:
     usage: Usage = field(default_factory=lambda: Usage(calls=1))
 
 
-class ContextOverflow(ServiceError):
-    """The conversation is longer than the model's context: the method's own failure, not the wire's."""
+class Client:
+    """What the two clients share: options that a model refuses, reasoning that swallows a stop string, embeddings.
 
+    One client serves all threads, with at most `workers` requests in flight. `embed_usage` adds up the embedding calls.
+    Subclasses name the wire: `options` maps temperature, stop and max_tokens to the names that the server knows."""
+    options, most, longest = {}, 64, 30_000  # most texts a request, characters a text
 
-OVERFLOW = re.compile(r"context_length_exceeded|exceed_context_size|maximum context length|available context size|"
-                      r"exceeds? the context|input tokens exceed|prompt is too long|input is too long", re.I)
-
-
-class OpenAICompatible:
-    """Chat and embeddings of any server that speaks OpenAI's /v1, over raw HTTP.
-
-    Defaults from the environment when constructed: base_url from OPENAI_BASE_URL, api_key from OPENAI_API_KEY.
-    embed_base_url: where the embedding model is served, if elsewhere. One client serves all threads, with at most
-    `workers` requests in flight. `embed_usage` adds up the embedding calls.
-    """
-
-    def __init__(self, model, embed_model=None, base_url=None, api_key=None, temperature=0.1, workers=8, embed_base_url=None):
+    def __init__(self, model, embed_model, temperature, workers):
         self.model, self.embed_model, self.temperature = model, embed_model, temperature
-        self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
-        self.embed_base_url = (embed_base_url or self.base_url).rstrip("/")
-        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.http, self.embed_usage, self._lock = Http(workers), Usage(), threading.Lock()
-
-    def models(self):
-        """Names of the models that the server lists."""
-        answer = self._send("GET", self.base_url + "/models", tries=2)
-        return [m["id"] for m in answer.get("data") or [] if isinstance(m, dict) and "id" in m]
-
-    def _send(self, method, url, body=None, tries=None):
-        try:
-            return self.http.send(method, url, body, self._headers, tries=tries)
-        except ServiceError as e:
-            if e.status in (400, 413, 500) and OVERFLOW.search(f"{e.code} {e}"):
-                raise ContextOverflow(str(e), e.status, e.code) from None
-            advice = {401: "check the API key in OPENAI_API_KEY", 403: "this key may not use that model",
-                      404: f"does the server have the model '{(body or {}).get('model')}', and does the base URL end "
-                           "in /v1? Its model list: GET /models"}
-            hint = advice.get(e.status) or ("is the server running, and is --base-url right?" if e.status is None else "")
-            raise ServiceError(f"{e}. {hint[:1].upper()}{hint[1:]}".rstrip(". ") + ("" if hint.endswith("?") else "."),
-                               e.status, e.code) from None
+        self.options, self.workers = dict(self.options), workers
 
     def chat(self, messages, stop=None, max_tokens=512, tries=None):
         """One completion. Raises ContextOverflow, or ServiceError where the wire or the server failed."""
         start = time.monotonic()
-        body = {"model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": max_tokens}
-        answer = self._send("POST", self.base_url + "/chat/completions", body | ({"stop": stop} if stop else {}), tries)
+        values = {"temperature": self.temperature, "stop": [s for s in stop or [] if s.strip()], "max_tokens": max_tokens}
+        while True:
+            options = {self.options[k]: v for k, v in values.items() if self.options[k] and v not in (None, [])}
+            try:
+                reply = self._chat(messages, options, tries)
+                break
+            except ServiceError as e:
+                if not self._learn(e, options):
+                    raise
+        if not reply.text and reply.finish == "stop" and values["stop"] and self.options["stop"]:
+            options.pop(self.options["stop"])  # a stop string may have fired inside the hidden reasoning: once without
+            again = self._chat(messages, options, tries)
+            reply = Reply(again.text, again.finish, reply.usage + again.usage)
+        reply.usage.seconds = time.monotonic() - start
+        return reply
+
+    def _learn(self, e, sent):
+        """Whether error `e` refuses one of the options sent; that one is then renamed or left out from now on."""
+        refused = re.search(r"unsupported|not support|n't support|deprecated|not allowed|not permitted|unrecognized|unexpected",
+                            f"{e.code} {e}", re.I)
+        for name, wire in self.options.items():
+            if e.status == 400 and refused and wire in sent and re.search(rf"(?i)\b{wire}\b|\b{name}\b", str(e)):
+                with self._lock:
+                    if self.options[name] == wire:  # another thread may have learned it meanwhile
+                        self.options[name] = "max_completion_tokens" if wire == "max_tokens" else None
+                        LOG.warning("%s refuses '%s': %s from now on", self.model, wire,
+                                    f"sent as '{self.options[name]}'" if self.options[name] else "left out")
+                return True
+        return False
+
+    def embed(self, texts, query=False, tries=None):
+        """Embeddings of n texts in their order: float32 (n, d). A blank text is embedded as '(empty)', one that is too long
+        for the model is cut, which is said once."""
+        texts = [t[:self.longest] if t.strip() else "(empty)" for t in texts]
+        batches = [texts[i:i + self.most] for i in range(0, len(texts), self.most)]
+        with ThreadPoolExecutor(min(self.workers, len(batches)) or 1) as pool:
+            rows = [row for batch in pool.map(lambda b: self._fit(b, query, tries), batches) for row in batch]
+        try:
+            array = np.array(rows, np.float32)
+        except (TypeError, ValueError):
+            array = np.zeros(0)
+        if texts and (array.ndim != 2 or len(array) != len(texts) or not array.size or not np.isfinite(array).all()):
+            raise ServiceError(f"{self.embed_model} returned no usable embeddings: {str(rows)[:100]}")
+        return array.reshape(len(texts), -1)
+
+    def _fit(self, batch, query, tries):
+        """Embed one batch; where it is too long for the model, halve the batch, then the text."""
+        start = time.monotonic()
+        try:
+            rows, tokens = self._embed(batch, query, tries)
+        except ContextOverflow:
+            if len(batch) > 1:
+                return self._fit(batch[:len(batch) // 2], query, tries) + self._fit(batch[len(batch) // 2:], query, tries)
+            if len(batch[0]) < 100:
+                raise
+            with self._lock:
+                if self.longest > len(batch[0]) // 2:
+                    self.longest = len(batch[0]) // 2
+                    LOG.warning("%s takes no text of %d characters: longer ones are cut to %d", self.embed_model,
+                                len(batch[0]), self.longest)
+            return self._fit([batch[0][:self.longest]], query, tries)
+        with self._lock:
+            self.embed_usage += Usage(1, tokens, 0, 0, time.monotonic() - start)
+        return rows
+
+
+class OpenAICompatible(Client):
+    """Chat and embeddings of any server that speaks OpenAI's /v1, over raw HTTP.
+
+    Defaults from the environment when constructed: base_url from OPENAI_BASE_URL, api_key from OPENAI_API_KEY.
+    embed_base_url: where the embedding model is served, if elsewhere."""
+    options = {"temperature": "temperature", "stop": "stop", "max_tokens": "max_tokens"}
+
+    def __init__(self, model, embed_model=None, base_url=None, api_key=None, temperature=0.1, workers=8, embed_base_url=None):
+        super().__init__(model, embed_model, temperature, workers)
+        self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
+        self.embed_base_url = (embed_base_url or self.base_url).rstrip("/")
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def models(self):
+        """Names of the models that the server lists."""
+        answer = self._send("GET", self.base_url + "/models", tries=2)
+        data = answer.get("data") if isinstance(answer, dict) else None
+        return [m["id"] for m in data if isinstance(m, dict) and "id" in m] if isinstance(data, list) else []
+
+    def _send(self, method, url, body=None, tries=None):
+        try:
+            return self.http.send(method, url, body, self._headers, tries=tries)
+        except ContextOverflow:
+            raise
+        except ServiceError as e:
+            model = f"does the server have the model '{body['model']}' (Ollama: ollama pull {body['model']})? " if body else ""
+            hint = {401: "Check the API key in OPENAI_API_KEY.", 403: "This key may not use that model.",
+                    404: f"{model[:1].upper()}{model[1:]}Does the base URL end in /v1?",
+                    None: "Is the server running, and is the base URL right?"}.get(e.status, "")
+            raise ServiceError(f"{e}. {hint}".strip(), e.status, e.code) from None
+
+    def _chat(self, messages, options, tries):
+        answer = self._send("POST", self.base_url + "/chat/completions",
+                            {"model": self.model, "messages": messages, **options}, tries)
         try:
             choice, used = answer["choices"][0], answer.get("usage") or {}
             message = choice.get("message") or {}
-            text = message.get("content") or ""
+            text, finish = message.get("content") or "", choice.get("finish_reason")
             if isinstance(text, list):  # some servers send a list of parts
                 text = "".join(part.get("text") or "" for part in text)
             cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-            usage = Usage(1, used.get("prompt_tokens") or 0, cached, used.get("completion_tokens") or 0,
-                          time.monotonic() - start)
-        except (KeyError, IndexError, TypeError, AttributeError):
+            usage = Usage(1, int(used.get("prompt_tokens") or 0), int(cached), int(used.get("completion_tokens") or 0))
+            if message.get("refusal") or finish == "content_filter":
+                return Reply("", "content_filter", usage)
+            return Reply(visible(text), "length" if finish == "length" else "stop", usage)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise ServiceError(f"{self.base_url} answered without a usable choice: {json.dumps(answer)[:200]}") from None
-        if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-            return Reply("", "content_filter", usage)
-        return Reply(_visible(text), "length" if choice.get("finish_reason") == "length" else "stop", usage)
 
-    def embed(self, texts, query=False, tries=None):
-        """Embeddings of n texts in their order: float32 (n, d). A blank text is embedded as '(empty)'."""
-        texts, rows, start = [t if t.strip() else "(empty)" for t in texts], [], time.monotonic()
-        for i in range(0, len(texts), 64):
-            batch = texts[i:i + 64]
-            answer = self._send("POST", self.embed_base_url + "/embeddings", {"model": self.embed_model, "input": batch}, tries)
-            data = sorted(answer.get("data") or [], key=lambda d: d.get("index", 0)) if isinstance(answer, dict) else []
-            if len(data) != len(batch):
-                raise ServiceError(f"{self.embed_base_url} returned {len(data)} embeddings for {len(batch)} texts")
-            rows += [d["embedding"] for d in data]
-            with self._lock:
-                tokens = (answer.get("usage") or {}).get("prompt_tokens") or 0
-                self.embed_usage += Usage(1, tokens, 0, 0, time.monotonic() - start)
-            start = time.monotonic()
-        return np.array(rows, np.float32)
+    def _embed(self, batch, query, tries):
+        answer = self._send("POST", self.embed_base_url + "/embeddings", {"model": self.embed_model, "input": batch}, tries)
+        try:
+            rows = {d.get("index", i): d["embedding"] for i, d in enumerate(answer["data"])}
+            if sorted(rows) != list(range(len(batch))):
+                raise ValueError
+            return [rows[i] for i in range(len(batch))], int((answer.get("usage") or {}).get("prompt_tokens") or 0)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ServiceError(f"{self.embed_base_url} did not return one embedding for each of {len(batch)} texts: "
+                               f"{json.dumps(answer)[:100]}") from None
 
 
 class Meter:
@@ -138,7 +205,7 @@ class Meter:
         return reply
 
 
-def _visible(text):
+def visible(text):
     """The part of a reply that is not hidden reasoning: '<think>..</think>x' or '..</think>x' -> 'x'; an unclosed
     '<think>..' -> ''."""
     text = re.split(r"</(?:think|thinking|reasoning)>", text)[-1]
@@ -186,7 +253,7 @@ def parse_reply(text):
     there is none. Of several actions the first counts, of several answers the last; an action beats an answer that
     follows it. Everything from a made-up Observation on is dropped.
     """
-    text = _visible(text).replace("\r\n", "\n").replace("：", ":")
+    text = visible(text).replace("\r\n", "\n").replace("：", ":")
     text = re.sub(r"^[ \t]*```\w*[ \t]*$", "", text, flags=re.M)  # code fences round the whole or parts of it
     text = INLINE.sub("\n", text)  # 'Thought: .. Action: RAG Action Input: x' on one line
     marks = list(LABEL.finditer(text))
@@ -317,7 +384,7 @@ def react(llm, system, question, tools, max_steps=8):
 
 def _bare(text, words):
     """The first paragraph of a reply without any label, if it has at most so many words; else None."""
-    first = re.split(r"\n\s*\n", _visible(text))[0].strip()
+    first = re.split(r"\n\s*\n", visible(text))[0].strip()
     return first if 0 < len(first.split()) <= words else None
 
 

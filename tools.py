@@ -4,6 +4,8 @@ A tool is a name, a description for the model and a function from text to text. 
 as its observation, in words that the model can use. One exception: where the embedding model cannot be reached,
 `ServiceError` passes through, because a question asked without its memory would score an outage as an answer.
 """
+import hashlib
+import hmac
 import html
 import json
 import os
@@ -11,96 +13,165 @@ import random
 import re
 import threading
 import time
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import quote, urlsplit
 
 import requests
 
 LIMIT = 2000  # characters of an observation; cut when it is made, so that a conversation only ever grows
-NO_RETRY = re.compile(r"insufficient_quota|quota_exceeded|billing|credit balance|spend_limit|usage_limit|per day", re.I)
 
 
 class ServiceError(RuntimeError):
-    """A request that finally failed. `status`: HTTP status, None where no answer came. `code`: the server's own."""
+    """A request that finally failed. `status`: HTTP status, None where no answer came. `code`: the server's own.
+    `wait`: seconds until it is worth another try, None for the usual back-off, False where it never is."""
 
-    def __init__(self, message, status=None, code=None):
+    def __init__(self, message, status=None, code=None, wait=False):
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.wait = status, code, wait
 
 
-def fault(status, body):
-    """(code, message) of an error answer, in any of the shapes that servers use.
+class ContextOverflow(ServiceError):
+    """The input is longer than the model takes: the method's own failure, not the wire's."""
 
-    {"error": {"message", "code" | "type"}} | {"error": text} | {"message" | "detail": text} | plain text | HTML"""
-    try:
-        data = json.loads(body)
-    except ValueError:
-        text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
-        return None, " ".join(re.sub(r"<[^>]+>", " ", text).split())[:300] or f"HTTP {status} without a message"
-    data = data.get("error", data) if isinstance(data, dict) else data
-    if not isinstance(data, dict):
-        return None, str(data)[:300]
-    code = data.get("code") if isinstance(data.get("code"), str) else data.get("type")
-    return code, str(data.get("message") or data.get("detail") or data)[:600]
+
+# servers' wordings, from their sources and issue threads
+OVERFLOW = re.compile(r"context_length_exceeded|exceed_context_size|(maximum|available|exceeds? the|model'?s?) context|"
+                      r"input tokens exceed|(prompt|input) is too (long|large)|too many (input )?tokens(?!.*(wait|per day))|"
+                      r"expected maxLength", re.I)
+SPENT = re.compile(r"insufficient_quota|credit_balance|spend_limit|usage_limit|billing_hard_limit|tokens per day|"
+                   r"(requests|tokens)_per_day", re.I)
 
 
 class Http:
-    """One `requests` session for all threads, at most `workers` requests in flight, and the retry policy.
+    """One `requests` session for all threads, at most `workers` requests in flight, and the one retry policy.
 
-    Tried again, up to `tries` times and `deadline` seconds in all, with full-jitter back-off or as long as the server
-    asks: connections refused, reset, timed out or cut off, and the statuses 408, 409, 429 and 5xx. Never tried again:
-    other 4xx, and 429s that say a quota or a credit is used up.
+    Tried again, up to `tries` times and `deadline` seconds in all, after a full-jitter back-off or as long as the server
+    asks (up to two minutes): connections refused, reset or cut off, time-outs, bodies that are no JSON, and the statuses
+    408, 409, 424, 429 and 5xx. Never: other 4xx, redirects of a POST, inputs too long for the model, and quotas, credits
+    and daily limits that are used up. Redirects of a GET are followed; cookies, ~/.netrc and, for loopback addresses,
+    proxies are ignored.
     """
 
-    def __init__(self, workers=8, tries=8, deadline=900):
-        self.tries, self.deadline = tries, deadline
-        self.slots = threading.BoundedSemaphore(workers)
-        self.session = requests.Session()
+    def __init__(self, workers=8, tries=8, deadline=900, polite=0):
+        self.tries, self.deadline, self.polite = tries, deadline, polite  # polite: least seconds to wait after a 429
+        self.slots, self.session = threading.BoundedSemaphore(workers), requests.Session()
+        self.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=workers))
 
-    def send(self, method, url, body=None, headers=None, timeout=600, tries=None):
-        """The JSON of a 2xx answer to `body` (JSON-able or None). Raises ServiceError, with no secret in its message."""
-        data = None if body is None else json.dumps(_valid(body)).encode()
-        headers = {"Content-Type": "application/json", **(headers or {})}
-        start, tries = time.monotonic(), tries or self.tries
-        for n in range(1, tries + 1):
-            error, wait = self._once(method, url, data, headers, timeout)
-            if error is None:
-                return wait
-            pause = random.uniform(0, min(30, 0.5 * 2 ** n)) if wait is None else wait
-            if wait is False or n == tries or time.monotonic() - start + pause > self.deadline:
-                break
-            time.sleep(pause)
-        if n > 1:
-            error.args = (f"{error} (tried {n} times in {time.monotonic() - start:.0f} s)",)
-        raise error
+    def send(self, method, url, body=None, headers=None, sign=None, timeout=600, tries=None):
+        """The JSON of a 2xx answer to `body` (JSON-able or None). Raises ServiceError with the server's own words.
 
-    def _once(self, method, url, data, headers, timeout):
-        """(None, JSON) of one try, or (ServiceError, seconds to wait | None for the usual back-off | False for never)."""
-        local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-        try:
-            with self.slots:  # `auth` keeps ~/.netrc from replacing our Authorization; a loopback address needs no proxy
-                r = self.session.request(method, url, data=data, headers=headers, timeout=(10, timeout), auth=lambda q: q,
-                                         allow_redirects=method == "GET",
-                                         proxies={"http": "", "https": ""} if local else None)
-        except requests.exceptions.InvalidHeader:  # its own message would print the header, and the key in it
-            return ServiceError("a request header holds characters that HTTP does not allow: check the API key for "
-                                "line breaks"), False
-        except requests.RequestException as e:
-            return ServiceError(f"no answer from {url}: {_reason(e)}"), None
-        if r.status_code // 100 == 2:
+        sign(method, url, headers, data) -> headers, called anew for each try with the very bytes that are sent."""
+        data = None if body is None else json.dumps(_valid(body)).encode()
+        start, tries, n = time.monotonic(), tries or self.tries, 0
+        while True:
+            n += 1
+            all_headers = {"Content-Type": "application/json", **(headers or {})}
             try:
-                return None, r.json()
+                all_headers = sign(method, url, all_headers, data) if sign else all_headers
+                return self._once(method, url, data, all_headers, min(timeout, self.deadline + start - time.monotonic()))
+            except ServiceError as e:
+                least = e.wait or (self.polite if e.status == 429 else 0)
+                pause = least + random.uniform(0, min(30, 0.5 * 2 ** n))
+                late = time.monotonic() - start + pause > self.deadline
+                if e.wait is False or n >= tries or late:
+                    spent = f" (tried {n} times in {time.monotonic() - start:.0f} s)" if n > 1 else ""
+                    raise type(e)(_redact(f"{e}{spent}", all_headers), e.status, e.code) from None
+            time.sleep(pause)
+
+    def _once(self, method, url, data, headers, seconds):
+        where, end = re.sub(r"//[^/@]*@", "//", url).split("?")[0], time.monotonic() + seconds
+        local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+        try:
+            with self.slots, self.session.request(
+                    method, url, data=data, headers=headers, stream=True, timeout=(min(10, seconds), seconds),
+                    auth=lambda request: request,  # any callable keeps ~/.netrc from replacing our Authorization
+                    allow_redirects=method == "GET", proxies={"http": "", "https": ""} if local else None) as r:
+                content = b""
+                for chunk in r.iter_content(1 << 16):  # the time-out above is per read; a dripping server never meets it
+                    content += chunk
+                    if time.monotonic() > end:
+                        raise requests.Timeout("timed out")
+        except (requests.exceptions.InvalidHeader, UnicodeError):  # the message would print the header, and the key in it
+            raise ServiceError("a request header holds characters that HTTP does not allow: check the key for line breaks "
+                               "and for characters outside ASCII") from None
+        except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema, requests.exceptions.InvalidURL,
+                requests.TooManyRedirects, ValueError) as e:
+            raise ServiceError(f"'{where}' cannot be requested: {e}") from None
+        except requests.RequestException as e:
+            raise ServiceError(f"no answer from {where}: {_reason(e)}", wait=None) from None
+        if r.status_code // 100 != 2:
+            raise _failure(r, content, where)
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            web = content.lstrip()[:1] == b"<"  # a web page, not our server, or not its API
+            raise ServiceError(f"{where} answered with {'a web page' if web else 'something'} that is not JSON: "
+                               f"{content[:80].decode('utf-8', 'replace')!r}", r.status_code, wait=False if web else None) from None
+
+
+def _failure(r, content, where):
+    """The ServiceError of an error answer."""
+    code, kind, message = fault(content)
+    code = r.headers.get("x-amzn-errortype", code or "").split(":")[0].split("#")[-1] or kind
+    said = f"{code} {kind} {message}"
+    request_id = r.headers.get("x-request-id") or r.headers.get("x-amzn-requestid")
+    text = (f"HTTP {r.status_code} from {where}: {message or r.headers.get('location') or 'no message'}"
+            + (f" [{code}]" if code else "") + (f" (request {request_id})" if request_id else ""))
+    if r.status_code in (400, 413, 500) and OVERFLOW.search(said) or r.status_code == 413:
+        return ContextOverflow(text, r.status_code, code)
+    again = r.status_code in (408, 409, 424, 429) or r.status_code >= 500
+    again = {"true": True, "false": False}.get(r.headers.get("x-should-retry"), again)
+    if not again or SPENT.search(said) or r.status_code == 429 and "per day" in message:
+        return ServiceError(text, r.status_code, code)
+    wait = _asked_wait(r.headers)
+    asked = f" (it asks to wait {wait:.0f} s)" if wait and wait > 120 else ""
+    return ServiceError(text + asked, r.status_code, code, False if asked else wait)
+
+
+def fault(content):
+    """(code, type, message) of an error body, in any of the shapes that servers use.
+
+    {"error": {"message", "code", "type"}} | {"error": text} | {"message" | "Message" | "detail": text} | text | HTML"""
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        text = content.decode("utf-8", "replace")
+        return None, None, " ".join(re.sub(r"(?s)<(style|script).*?</\1>|<[^>]+>", " ", text).split())[:300]
+    data = (data.get("error") or data) if isinstance(data, dict) else data
+    if not isinstance(data, dict):
+        return None, None, str(data)[:600]
+    code, kind = (str(v).split(":")[0].split("#")[-1] if isinstance(v, str) else None
+                  for v in (data.get("code") or data.get("Code") or data.get("__type"), data.get("type")))
+    return code, kind, str(data.get("message") or data.get("Message") or data.get("detail") or data)[:2000]
+
+
+def _asked_wait(headers):
+    """Seconds that the server asks us to wait, or None."""
+    for name, unit in (("retry-after-ms", 1000), ("x-amz-retry-after", 1000), ("retry-after", 1)):
+        value = headers.get(name, "")
+        try:
+            seconds = float(value) / unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - time.time()
             except ValueError:
-                return ServiceError(f"{url} answered with something that is not JSON: {r.text[:80]!r}", r.status_code), None
-        code, message = fault(r.status_code, r.content)
-        for secret in (headers.get("Authorization", "").split() or [""])[-1:]:
-            message = message.replace(secret, "***") if secret else message
-        error = ServiceError(f"HTTP {r.status_code} from {url}: {message}" + (f" [{code}]" if code else ""), r.status_code, code)
-        worth = r.status_code in (408, 409, 429) or r.status_code >= 500
-        if not worth or NO_RETRY.search(f"{code} {message}"):
-            return error, False
-        return error, _asked_wait(r.headers)
+                continue
+        if seconds > 0:
+            return seconds
+    return None
+
+
+def _redact(text, headers):
+    """A message without any secret of the request in it, whatever the server echoed."""
+    value = headers.get("Authorization", "")
+    secrets = [value.partition(" ")[2], headers.get("X-Amz-Security-Token", "")] + value.split()[1:]
+    for secret in sorted((s for s in secrets if len(s) > 5), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = re.sub(r"(?i)(x-amz-security-token[:=]\s*)\S+", r"\1***", text)
+    return text if len(text) < 900 else text[:900] + " ..."
 
 
 def _valid(value):
@@ -114,24 +185,35 @@ def _valid(value):
 
 def _reason(e):
     """What a `requests` exception means, in a few words."""
-    text = str(e)
-    for sign, words in (("refused", "nothing listens there (connection refused)"), ("timed out", "timed out"),
-                        ("resolve", "the host name is unknown or the network is down"),
-                        ("reset", "the connection was reset"), ("IncompleteRead", "the answer was cut off")):
+    text = f"{type(e).__name__} {e}".lower()
+    for sign, words in (("proxy", "the proxy (HTTP_PROXY, HTTPS_PROXY) cannot be reached"),
+                        ("refused", "nothing listens there (connection refused)"), ("timed out", "timed out"),
+                        ("resol", "the host name is unknown or the network is down"),
+                        ("reset", "the connection was reset"), ("incompleteread", "the answer was cut off"),
+                        ("aborted", "the connection was closed without an answer"), ("ssl", "the TLS handshake failed")):
         if sign in text:
             return words
-    return f"{type(e).__name__}: {text[:200]}"
+    return f"{type(e).__name__}: {str(e)[:200]}"
 
 
-def _asked_wait(headers):
-    """Seconds that the server asks us to wait; None where it does not say, False where it asks for over two minutes."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        try:
-            seconds = float(headers[name]) / unit
-        except (KeyError, ValueError):
-            continue
-        return seconds if 0 <= seconds <= 120 else False
-    return None
+def sigv4(method, url, headers, data, region, access_key, secret_key, token=None, service="bedrock", now=None):
+    """`headers` signed with AWS Signature Version 4: content-type, host, x-amz-date and the session token, over the very
+    bytes and the very path that are sent (the path as it stands on the wire is percent-encoded once more).
+
+    now: 'YYYYMMDDTHHMMSSZ', for tests."""
+    now, parts = now or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), urlsplit(url)
+    signed = {"content-type": headers["Content-Type"], "host": parts.netloc, "x-amz-date": now}
+    signed |= {"x-amz-security-token": token} if token else {}
+    names, scope = ";".join(signed), f"{now[:8]}/{region}/{service}/aws4_request"
+    canonical = "\n".join([method, quote(parts.path, safe="/-_.~"), "", *(f"{k}:{v}" for k, v in signed.items()), "", names,
+                           hashlib.sha256(data).hexdigest()])
+    text = "\n".join(["AWS4-HMAC-SHA256", now, scope, hashlib.sha256(canonical.encode()).hexdigest()])
+    key = ("AWS4" + secret_key).encode()
+    for part in scope.split("/"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    signature = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    return {**headers, "X-Amz-Date": now, **({"X-Amz-Security-Token": token} if token else {}), "Authorization":
+            f"AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={names}, Signature={signature}"}
 
 
 class Tool:
@@ -142,7 +224,9 @@ class Tool:
 
     def __call__(self, text):
         try:
-            observation = self.run(text)
+            observation = str(self.run(text))
+        except ContextOverflow as e:
+            observation = f"{self.name} failed: the input is too long ({e}). Try a shorter one."
         except ServiceError:
             raise
         except Exception as e:  # a fault in one tool must not end the question
@@ -179,38 +263,46 @@ class Wiki(Tool):
     """Wikipedia: full-text search, then the summary of the best page, over the REST endpoints.
 
     base_url: a host root (another language, a mirror). contact: who runs this, an e-mail or web address, for the
-    User-Agent that Wikimedia's policy asks for (default: $WIKIPEDIA_CONTACT). One request at a time, each page once.
+    User-Agent that Wikimedia's policy asks for (default: $WIKIPEDIA_CONTACT). One request at a time, each address once.
     After a whole round of tries has failed, Wikipedia is not tried again; `failed` counts the calls that got WIKI_DOWN.
     """
 
     def __init__(self, base_url="https://en.wikipedia.org", contact=None, http=None):
         super().__init__("Wiki", WIKI_DESCRIPTION, self._summary)
-        contact = contact or os.environ.get("WIKIPEDIA_CONTACT", "")
-        self.base, self.http = base_url.rstrip("/"), http or Http(workers=1, tries=4, deadline=120)
-        self.agent = f"PersonaAgent/0.1 ({contact or 'no contact given'}) python-requests/{requests.__version__}"
+        contact = " ".join((contact or os.environ.get("WIKIPEDIA_CONTACT") or "no contact given").split())
+        self.base, self.http = base_url.rstrip("/"), http or Http(workers=1, tries=4, deadline=120, polite=5)
+        agent = f"PersonaAgent/0.1 ({contact}) python-requests/{requests.__version__}"
+        self.headers = {"User-Agent": agent.encode("ascii", "replace").decode()}
         self.calls, self.failed, self.down = 0, 0, None  # down: why Wikipedia was given up
         self._seen, self._lock = {}, threading.Lock()
 
     def _summary(self, topic):
-        topic = " ".join(topic.split())[:300]
+        topic = " ".join(_valid(topic).split())[:250]
         if not topic:
             return "Wiki needs a topic name as its input."
         with self._lock:
             self.calls += 1
-            if topic not in self._seen and not self.down:
-                try:
-                    self._seen[topic] = self._look_up(topic)
-                except ServiceError as e:
-                    self.down = str(e)
-            if topic not in self._seen:
-                self.failed += 1
-            return self._seen.get(topic, WIKI_DOWN)
+            try:
+                return self._look_up(topic)
+            except ServiceError as e:
+                if e.status in (400, 404, 414):  # this topic, not Wikipedia
+                    return f"Wikipedia cannot search for '{topic}'. Try a shorter and more common topic name."
+                self.down, self.failed = self.down or str(e), self.failed + 1
+                return WIKI_DOWN
 
     def _get(self, path):
-        return self.http.send("GET", self.base + path, timeout=30, headers={"User-Agent": self.agent.encode("ascii", "replace")})
+        if path not in self._seen:
+            if self.down:
+                raise ServiceError(self.down)
+            answer = self.http.send("GET", self.base + path, headers=self.headers, timeout=30)
+            if not isinstance(answer, dict) or "error" in answer:
+                raise ServiceError(f"{self.base} does not answer as Wikipedia: {str(answer)[:200]}")
+            self._seen[path] = answer
+        return self._seen[path]
 
     def _look_up(self, topic):
-        pages = self._get(f"/w/rest.php/v1/search/page?q={quote(topic, safe='')}&limit=5").get("pages", [])[:5]
+        found = self._get(f"/w/rest.php/v1/search/page?q={quote(topic, safe='')}&limit=5").get("pages") or []
+        pages = [p for p in found if isinstance(p, dict) and p.get("key")][:5]  # title matches may make the list longer
         if not pages:
             return f"Wikipedia has no page about '{topic}'. Try a more precise or a more common topic name."
         try:
@@ -219,13 +311,13 @@ class Wiki(Tool):
             if e.status != 404:
                 raise
             page = {}
-        title, extract = page.get("title") or pages[0]["title"], (page.get("extract") or "").strip()
+        title = page.get("title") or pages[0].get("title") or topic
+        extract = (page.get("extract") or "").strip()
         if page.get("type") == "disambiguation":
-            others = "; ".join(f"{p['title']} ({p.get('description') or 'no description'})" for p in pages[1:])
+            others = "; ".join(f"{p.get('title')} ({p.get('description') or 'no description'})" for p in pages[1:])
             return f"'{title}' may refer to several topics. {extract} Search again with one of: {others or 'a longer name'}"
-        if not extract:
-            extract = _plain(pages[0].get("description")) + " " + _plain(pages[0].get("excerpt"))
-        return f"{title}: {extract.strip() or 'this page has no summary.'}"
+        extract = extract or f"{_plain(pages[0].get('description'))} {_plain(pages[0].get('excerpt'))}".strip()
+        return f"{title}: {extract or 'this page has no summary.'}"
 
 
 def _plain(text):

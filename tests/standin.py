@@ -52,7 +52,7 @@ def ask_of(question):
 
 def evidence_in(text):
     """[(text, label)]: labelled items as the memory tool, a profile, an aligned persona or LaMP's prompts show them."""
-    found = re.findall(r"^(?:\[\d+\] |- )?(.+?) -> [\w ]+: (.+?)(?: \([\d-]+\))?$", text, re.M)
+    found = [(t, label) for label, t in re.findall(r"^(?:\[\d+\] |- )?(?:[\d-]+ \| )?\w+: (.+?) \| (.+)$", text, re.M)]
     found += [(t, label) for t, label in re.findall(r'for the (?:movie|article): "(.*?)" is "(.*?)"', text, re.S)]
     found += [(t, label) for label, t in re.findall(r'(\d) is the score for "(.*?)"', text, re.S)]
     found += [(t, t) for t in re.findall(r'"(.*?)"(?=,| ")', text.split("which reference")[0]) if "which reference" in text]

@@ -227,6 +227,6 @@ def test_agent_puts_persona_before_the_protocol_and_remembers_what_it_observes(s
     llm = scripted(["Action: RAG\nAction Input: zebra", "Final Answer: x"])
     agent = PersonaAgent(llm, memory, "You know zebras.", [RAG(memory)])
     agent.observe("zebra?", "yes", date="2020-01-01")
-    assert "zebra? -> yes (2020-01-01)" in agent.answer("Which?").steps[0].observation
+    assert "2020-01-01 | answer: yes | zebra?" in agent.answer("Which?").steps[0].observation
     assert llm.calls[0]["messages"][0]["content"].startswith("You know zebras.\n\nYou have these tools:")
     assert list(memory) == [Episode("zebra?", "yes", {"date": "2020-01-01"})]

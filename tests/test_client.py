@@ -297,7 +297,7 @@ def test_the_last_error_says_what_the_server_said_and_how_often_it_was_tried(ser
     ("the cause", "the cause"),
     (b"the cause", "the cause"),
     (b"<html><h1>the</h1>\n<p>cause</html>", "the cause"),
-    (b"", "HTTP 400 without a message"),
+    (b"", "no message"),
     (b"\xff the cause", "\ufffd the cause"),
 ])
 def test_the_message_of_every_error_shape_is_shown(server, body, message):
@@ -381,7 +381,7 @@ def test_embeddings_are_asked_for_in_batches_of_64_in_order(server):
     texts = [f"text {i}" for i in range(130)]
     batches = [range(64), range(64, 128), range(128, 130)]
     server.script(*[vectors(*[[i, -i] for i in batch], indices=range(len(batch))) for batch in batches])
-    rows = client(server).embed(texts)
+    rows = client(server, workers=1).embed(texts)
     assert [r.body for r in server.requests] == [{"model": "embed-1", "input": [texts[i] for i in b]} for b in batches]
     assert rows[:, 0].tolist() == list(range(130))
 
@@ -400,7 +400,7 @@ def test_embeddings_out_of_order_are_sorted_by_index(server):
 @pytest.mark.parametrize("rows", [[], [[1]], [[1], [2], [3]]])
 def test_another_number_of_embeddings_than_texts_is_a_service_error(server, rows):
     server.script(vectors(*rows))
-    with pytest.raises(ServiceError, match=f"{len(rows)} embeddings for 2 texts"):
+    with pytest.raises(ServiceError, match="did not return one embedding for each of 2 texts"):
         client(server).embed(["a", "b"])
 
 

@@ -10,9 +10,10 @@ import pytest
 
 import lamp
 from lamp import METHODS, SAMPLE, TASKS, Folder, Problem, cli, load, rag_prompt
-from memory import EpisodicMemory
+from memory import EpisodicMemory, summarize
 from metrics import score
 from tests import standin
+from tools import RAG
 
 ALL = "prompt,rag-4,no-alignment,personaagent"
 MOVIE = ("Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
@@ -90,7 +91,7 @@ def test_history_item_becomes_the_question_the_agent_would_get():
     episode = users[0].history[0]
     assert TASKS["lamp2m"].match(episode.query)["key"] in episode.text
     assert episode.query.startswith("Which tag does this movie relate to")
-    assert re.search(rf" -> tag: {episode.response} \(\d{{4}}-\d\d-\d\d\)$", episode.text)
+    assert re.match(rf"\d{{4}}-\d\d-\d\d \| tag: {episode.response} \| ", episode.text)
 
 
 def test_users_with_the_longest_history_come_first(tmp_path):
@@ -166,7 +167,7 @@ def test_lamp1_without_citations_is_unlabelled_but_remembered(tmp_path):
     items = [{"id": "1", "title": "T", "abstract": "about graphs", "date": 2003}]
     write(tmp_path, [{"id": "q", "input": PAPER.format("Mine", "a", "b"), "profile": items}], {"q": "[1]"}, task="LaMP_1")
     episode, = load(TASKS["lamp1"], tmp_path)[0][0].history
-    assert (episode.response, episode.text) == ("", "T: about graphs (2003)")
+    assert (episode.response, episode.text) == ("", "2003 | T | about graphs")
 
 
 def test_earlier_lamp1_queries_are_labelled_history(tmp_path):
@@ -177,7 +178,7 @@ def test_earlier_lamp1_queries_are_labelled_history(tmp_path):
     user, = load(TASKS["lamp1"], tmp_path)[0]
     assert [q.id for q in user.queries] == ["b"]
     assert [(e.query, e.response) for e in user.history if e.response] == [(asked[0]["input"], "[1]")]
-    assert "Paper a -> citation: yes a" in user.history[0].text
+    assert user.history[0].text == "2001 | citation: yes a | Paper a"
 
 
 def test_oppu_layout_splits_queries_into_history_and_evaluation(tmp_path):
@@ -188,6 +189,18 @@ def test_oppu_layout_splits_queries_into_history_and_evaluation(tmp_path):
         user, = load(TASKS["lamp3"], data)[0]
         assert [(q.id, q.gold) for q in user.queries] == [("q3", "3"), ("q4", "4"), ("q5", "5")]
         assert [e.response for e in user.history] == ["4", "1", "2"]
+
+
+def test_score_of_a_long_review_is_still_seen_where_the_review_is_cut(tmp_path, scripted, embed):
+    items = [{"id": str(n), "text": "long " * 400, "score": str(n)} for n in range(1, 5)]
+    (tmp_path / "history.json").write_text(json.dumps([{"user_id": "u", "profile": items, "query": [
+        {"id": "q", "input": REVIEW + "short", "gold": "3"}]}]))
+    history, llm = load(TASKS["lamp3"], tmp_path)[0][0].history, scripted(["a profile"])
+    memory = EpisodicMemory(embed)
+    memory.add(history)
+    summarize(llm, history, "")
+    for shown in (RAG(memory, 4)("long"), llm.calls[0]["messages"][0]["content"]):
+        assert all(f"score: {n} | long" in shown for n in range(1, 5))
 
 
 def test_user_split_takes_each_record_for_a_user(tmp_path):
@@ -369,7 +382,7 @@ def test_show_tells_one_query_as_a_story(tmp_path, capsys):
 @pytest.mark.parametrize("flag, value, count, expected", [
     ("--batch", "2", lambda s: sum("meticulous" in json.dumps(b) for b in chats(s)), 2),
     ("--iterations", "2", lambda s: sum("prompt engineering" in json.dumps(b) for b in chats(s)), 2),
-    ("--top-k", "2", lambda s: {len(re.findall(r"\[\d\] [^\n]* -> ", m["content"])) for b in chats(s) for m in b["messages"]
+    ("--top-k", "2", lambda s: {len(re.findall(r"\[\d\] [^\n]* \| tag: ", m["content"])) for b in chats(s) for m in b["messages"]
                                 if m["content"].startswith("Observation: [1]")}, {2}),
     ("--max-steps", "1", lambda s: sum("No more actions" in b["messages"][-1]["content"] for b in chats(s)), 6),
     ("--temperature", "0.7", lambda s: {b["temperature"] for b in chats(s)}, {0.7}),

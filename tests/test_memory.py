@@ -286,8 +286,8 @@ def test_a_save_that_fails_leaves_the_earlier_file(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- episodes
 
 @pytest.mark.parametrize("given, expected", [
-    (("q", "r"), "q -> r"), (("q", ""), "q"), (("q", "r", {"date": None}), "q -> r"),
-    (("q", "r", {"date": "2012-03-06"}), "q -> r (2012-03-06)"), (("q", "", {"date": 2012}), "q (2012)"),
+    (("q", "r"), "answer: r | q"), (("q", ""), "q"), (("q", "r", {"date": None}), "answer: r | q"),
+    (("q", "r", {"date": "2012-03-06"}), "2012-03-06 | answer: r | q"), (("q", "", {"date": 2012}), "2012 | q"),
     (("q", "r", {"date": 2012}, "short"), "short"), (("q", "r", {}, ""), "")])
 def test_the_text_of_an_episode_is_its_query_response_and_date_unless_given(given, expected):
     assert Episode(*given).text == expected
