@@ -12,11 +12,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from urllib.parse import quote
 
 import numpy as np
 
 from memory import Episode
-from tools import RAG, ContextOverflow, Http, ServiceError, Wiki
+from tools import RAG, ContextOverflow, Http, ServiceError, Wiki, sigv4
 
 LOG = logging.getLogger(__name__)
 
@@ -50,17 +51,33 @@ class Reply:
     usage: Usage = field(default_factory=lambda: Usage(calls=1))
 
 
-class Client:
-    """What the two clients share: options that a model refuses, reasoning that swallows a stop string, embeddings.
+HINTS = {401: "Check the key (OPENAI_API_KEY, or for Bedrock AWS_*).", 403: "Check the key, and that it may use the model '{model}'.",
+         404: "Does the server have the model '{model}' (Ollama: ollama pull {model}), and is the base URL right (.../v1)?",
+         None: "Is the server running, and is the base URL right?"}
 
-    One client serves all threads, with at most `workers` requests in flight. `embed_usage` adds up the embedding calls.
-    Subclasses name the wire: `options` maps temperature, stop and max_tokens to the names that the server knows."""
+
+class Client:
+    """What the two clients share: the call, options that a model refuses, reasoning that swallows a stop string, embeddings.
+
+    One client serves all threads, with at most `workers` requests in flight. `embed_usage` adds up the embedding calls. A
+    subclass tells its wire: `options` maps temperature, stop and max_tokens to the server's names (None: not sent)."""
     options, most, longest = {}, 64, 30_000  # most texts a request, characters a text
 
     def __init__(self, model, embed_model, temperature, workers):
-        self.model, self.embed_model, self.temperature = model, embed_model, temperature
+        self.model, self.embed_model, self.temperature, self.workers = model, embed_model, temperature, workers
         self.http, self.embed_usage, self._lock = Http(workers), Usage(), threading.Lock()
-        self.options, self.workers = dict(self.options), workers
+        self.options, self._headers, self._sign = dict(self.options), {}, None
+
+    def _call(self, method, url, body, read, model=None, tries=None):
+        """read(answer of the server); a failure gets advice."""
+        try:
+            return self.http.send(method, url, body, self._headers, self._sign, read, tries=tries)
+        except ContextOverflow:
+            raise
+        except ServiceError as e:
+            profile = "on-demand throughput" in str(e)  # Bedrock
+            hint = f"Use an inference profile's id or ARN, such as us.{model}." if profile else HINTS.get(e.status, "")
+            raise ServiceError(f"{e}. {hint.format(model=model)}".strip(), e.status, e.code) from None
 
     def chat(self, messages, stop=None, max_tokens=512, tries=None):
         """One completion. Raises ContextOverflow, or ServiceError where the wire or the server failed."""
@@ -74,24 +91,22 @@ class Client:
             except ServiceError as e:
                 if not self._learn(e, options):
                     raise
-        if not reply.text and reply.finish == "stop" and values["stop"] and self.options["stop"]:
-            options.pop(self.options["stop"])  # a stop string may have fired inside the hidden reasoning: once without
-            again = self._chat(messages, options, tries)
+        if not reply.text and reply.finish == "stop" and options.pop(self.options["stop"], None):
+            again = self._chat(messages, options, tries)  # the stop string may have fired inside the hidden reasoning
             reply = Reply(again.text, again.finish, reply.usage + again.usage)
         reply.usage.seconds = time.monotonic() - start
         return reply
 
     def _learn(self, e, sent):
         """Whether error `e` refuses one of the options sent; that one is then renamed or left out from now on."""
-        refused = re.search(r"unsupported|not support|n't support|deprecated|not allowed|not permitted|unrecognized|unexpected",
+        refused = re.search(r"unsupported|not support|n't support|deprecated|not (allowed|permitted)|unrecognized|unexpected",
                             f"{e.code} {e}", re.I)
         for name, wire in self.options.items():
-            if e.status == 400 and refused and wire in sent and re.search(rf"(?i)\b{wire}\b|\b{name}\b", str(e)):
+            if e.status == 400 and refused and wire in sent and re.search(rf"(?i)\b({wire}|{name})\b", str(e)):
                 with self._lock:
                     if self.options[name] == wire:  # another thread may have learned it meanwhile
                         self.options[name] = "max_completion_tokens" if wire == "max_tokens" else None
-                        LOG.warning("%s refuses '%s': %s from now on", self.model, wire,
-                                    f"sent as '{self.options[name]}'" if self.options[name] else "left out")
+                        LOG.warning("%s refuses '%s': sent as '%s' from now on", self.model, wire, self.options[name])
                 return True
         return False
 
@@ -103,29 +118,30 @@ class Client:
         with ThreadPoolExecutor(min(self.workers, len(batches)) or 1) as pool:
             rows = [row for batch in pool.map(lambda b: self._fit(b, query, tries), batches) for row in batch]
         try:
-            array = np.array(rows, np.float32)
+            array = np.array(rows, np.float32).reshape(len(texts), -1)
         except (TypeError, ValueError):
-            array = np.zeros(0)
-        if texts and (array.ndim != 2 or len(array) != len(texts) or not array.size or not np.isfinite(array).all()):
+            array = np.full(1, np.nan)
+        if texts and not (array.size and np.isfinite(array).all()):
             raise ServiceError(f"{self.embed_model} returned no usable embeddings: {str(rows)[:100]}")
-        return array.reshape(len(texts), -1)
+        return array
 
     def _fit(self, batch, query, tries):
-        """Embed one batch; where it is too long for the model, halve the batch, then the text."""
-        start = time.monotonic()
+        """Embed one batch; where it is too long for the model, halve the batch, and in the end the text."""
+        start, half = time.monotonic(), len(batch) // 2
         try:
             rows, tokens = self._embed(batch, query, tries)
         except ContextOverflow:
-            if len(batch) > 1:
-                return self._fit(batch[:len(batch) // 2], query, tries) + self._fit(batch[len(batch) // 2:], query, tries)
+            if half:
+                return self._fit(batch[:half], query, tries) + self._fit(batch[half:], query, tries)
             if len(batch[0]) < 100:
                 raise
             with self._lock:
                 if self.longest > len(batch[0]) // 2:
                     self.longest = len(batch[0]) // 2
-                    LOG.warning("%s takes no text of %d characters: longer ones are cut to %d", self.embed_model,
-                                len(batch[0]), self.longest)
+                    LOG.warning("%s: texts are cut to %d characters from now on", self.embed_model, self.longest)
             return self._fit([batch[0][:self.longest]], query, tries)
+        if len(rows) != len(batch):
+            raise ServiceError(f"{self.embed_model} returned {len(rows)} embeddings for {len(batch)} texts")
         with self._lock:
             self.embed_usage += Usage(1, tokens, 0, 0, time.monotonic() - start)
         return rows
@@ -147,49 +163,93 @@ class OpenAICompatible(Client):
 
     def models(self):
         """Names of the models that the server lists."""
-        answer = self._send("GET", self.base_url + "/models", tries=2)
-        data = answer.get("data") if isinstance(answer, dict) else None
-        return [m["id"] for m in data if isinstance(m, dict) and "id" in m] if isinstance(data, list) else []
-
-    def _send(self, method, url, body=None, tries=None):
-        try:
-            return self.http.send(method, url, body, self._headers, tries=tries)
-        except ContextOverflow:
-            raise
-        except ServiceError as e:
-            model = f"does the server have the model '{body['model']}' (Ollama: ollama pull {body['model']})? " if body else ""
-            hint = {401: "Check the API key in OPENAI_API_KEY.", 403: "This key may not use that model.",
-                    404: f"{model[:1].upper()}{model[1:]}Does the base URL end in /v1?",
-                    None: "Is the server running, and is the base URL right?"}.get(e.status, "")
-            raise ServiceError(f"{e}. {hint}".strip(), e.status, e.code) from None
+        return self._call("GET", self.base_url + "/models", None, lambda answer: [m["id"] for m in answer["data"] if "id" in m], tries=2)
 
     def _chat(self, messages, options, tries):
-        answer = self._send("POST", self.base_url + "/chat/completions",
-                            {"model": self.model, "messages": messages, **options}, tries)
-        try:
-            choice, used = answer["choices"][0], answer.get("usage") or {}
-            message = choice.get("message") or {}
-            text, finish = message.get("content") or "", choice.get("finish_reason")
-            if isinstance(text, list):  # some servers send a list of parts
-                text = "".join(part.get("text") or "" for part in text)
-            cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-            usage = Usage(1, int(used.get("prompt_tokens") or 0), int(cached), int(used.get("completion_tokens") or 0))
-            if message.get("refusal") or finish == "content_filter":
-                return Reply("", "content_filter", usage)
-            return Reply(visible(text), "length" if finish == "length" else "stop", usage)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise ServiceError(f"{self.base_url} answered without a usable choice: {json.dumps(answer)[:200]}") from None
+        body = {"model": self.model, "messages": messages, **options}
+        return self._call("POST", self.base_url + "/chat/completions", body, self._read, self.model, tries)
+
+    def _read(self, answer):
+        choice, used = answer["choices"][0], answer.get("usage") or {}
+        message, finish = choice.get("message") or {}, choice.get("finish_reason")
+        text = message.get("content") or ""
+        if isinstance(text, list):  # some servers send a list of parts
+            text = "".join(part.get("text") or "" for part in text)
+        cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        usage = Usage(1, int(used.get("prompt_tokens") or 0), int(cached), int(used.get("completion_tokens") or 0))
+        if message.get("refusal") or finish == "content_filter":
+            return Reply("", "content_filter", usage)
+        return Reply(visible(text), "length" if finish == "length" else "stop", usage)
 
     def _embed(self, batch, query, tries):
-        answer = self._send("POST", self.embed_base_url + "/embeddings", {"model": self.embed_model, "input": batch}, tries)
-        try:
+        def read(answer):
             rows = {d.get("index", i): d["embedding"] for i, d in enumerate(answer["data"])}
-            if sorted(rows) != list(range(len(batch))):
-                raise ValueError
-            return [rows[i] for i in range(len(batch))], int((answer.get("usage") or {}).get("prompt_tokens") or 0)
-        except (KeyError, TypeError, AttributeError, ValueError):
-            raise ServiceError(f"{self.embed_base_url} did not return one embedding for each of {len(batch)} texts: "
-                               f"{json.dumps(answer)[:100]}") from None
+            return [rows[i] for i in range(max(len(rows), len(batch)))], int((answer.get("usage") or {}).get("prompt_tokens") or 0)
+
+        body = {"model": self.embed_model, "input": batch}
+        return self._call("POST", self.embed_base_url + "/embeddings", body, read, self.embed_model, tries)
+
+
+class Bedrock(Client):
+    """Amazon Bedrock: Converse for chat, InvokeModel for Titan Text Embeddings V2 and Cohere Embed v3 and v4.
+
+    Model ids, inference profiles and ARNs; an embedding model's id must name it. Key: AWS_BEARER_TOKEN_BEDROCK, else
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (SigV4). Region: `region`, AWS_REGION, AWS_DEFAULT_REGION.
+    Endpoint: AWS_ENDPOINT_URL_BEDROCK_RUNTIME. All are read when constructed. Cohere tells no token counts."""
+    options = {"temperature": "temperature", "stop": "stopSequences", "max_tokens": "maxTokens"}
+    finishes = {"max_tokens": "length", "guardrail_intervened": "content_filter", "content_filtered": "content_filter"}
+
+    def __init__(self, model, embed_model=None, region=None, temperature=0.1, workers=8):
+        super().__init__(model, embed_model, temperature, workers)
+        bearer, access, secret, session, near, other, endpoint = (
+            (os.environ.get(f"AWS_{name}") or "").strip() for name in (
+                "BEARER_TOKEN_BEDROCK", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "REGION", "DEFAULT_REGION",
+                "ENDPOINT_URL_BEDROCK_RUNTIME"))
+        region = region or near or other
+        if not region or not (bearer or access and secret):
+            raise ServiceError("Bedrock needs a region (AWS_REGION) and a key (AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID "
+                               "and AWS_SECRET_ACCESS_KEY)")
+        self.base_url = (endpoint or f"https://bedrock-runtime.{region}.amazonaws.com").rstrip("/")
+        self._headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+        self._sign = None if bearer else lambda *request: sigv4(*request, region, access, secret, session)
+        self.cohere, v4 = "cohere.embed" in (embed_model or ""), "embed-v4" in (embed_model or "")
+        self.most, self.longest = (96, 100_000 if v4 else 2048) if self.cohere else (1, 50_000)
+        self.cut = "RIGHT" if v4 else "END"
+
+    def _url(self, model, operation):
+        return f"{self.base_url}/model/{quote(model, safe='')}/{operation}"
+
+    def _chat(self, messages, options, tries):
+        turns = [("system", [])]
+        for m in messages:  # blank blocks are refused, and by some models two turns of one role in a row
+            same = next((blocks for role, blocks in [turns[0], turns[-1]] if role == m["role"]), None)
+            if m["content"].strip() and same is None:
+                turns.append((m["role"], same := []))
+            if m["content"].strip():
+                same.append({"text": m["content"]})
+        body = {"messages": [{"role": role, "content": blocks} for role, blocks in turns[1:]], "inferenceConfig": options}
+        body |= {"system": turns[0][1]} if turns[0][1] else {}
+        return self._call("POST", self._url(self.model, "converse"), body, self._read, self.model, tries)
+
+    def _read(self, answer):
+        content = ((answer.get("output") or {}).get("message") or {}).get("content") or []
+        text, used = "".join(block.get("text") or "" for block in content), answer["usage"]
+        cached = int(used.get("cacheReadInputTokens") or 0)
+        fresh = int(used["inputTokens"]) + int(used.get("cacheWriteInputTokens") or 0)
+        if answer["stopReason"] == "model_context_window_exceeded":
+            raise ContextOverflow(f"'{self.model}' stopped: the conversation exceeds its context window", 200)
+        finish = self.finishes.get(answer["stopReason"], "stop")
+        return Reply("" if finish == "content_filter" else visible(text), finish,
+                     Usage(1, fresh + cached, cached, int(used["outputTokens"])))
+
+    def _embed(self, batch, query, tries):
+        def read(answer):
+            rows = answer["embeddings"] if self.cohere else [answer.get("embedding") or answer["embeddingsByType"]["float"]]
+            return rows["float"] if isinstance(rows, dict) else rows, int(answer.get("inputTextTokenCount") or 0)
+
+        kind = "search_query" if query else "search_document"
+        body = {"texts": batch, "input_type": kind, "truncate": self.cut} if self.cohere else {"inputText": batch[0]}
+        return self._call("POST", self._url(self.embed_model, "invoke"), body, read, self.embed_model, tries)
 
 
 class Meter:

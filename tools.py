@@ -60,8 +60,8 @@ class Http:
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=workers))
 
-    def send(self, method, url, body=None, headers=None, sign=None, timeout=600, tries=None):
-        """The JSON of a 2xx answer to `body` (JSON-able or None). Raises ServiceError with the server's own words.
+    def send(self, method, url, body=None, headers=None, sign=None, read=lambda answer: answer, timeout=600, tries=None):
+        """read(JSON of a 2xx answer) to `body` (JSON-able or None). Raises ServiceError with the server's own words.
 
         sign(method, url, headers, data) -> headers, called anew for each try with the very bytes that are sent."""
         data = None if body is None else json.dumps(_valid(body)).encode()
@@ -71,7 +71,8 @@ class Http:
             all_headers = {"Content-Type": "application/json", **(headers or {})}
             try:
                 all_headers = sign(method, url, all_headers, data) if sign else all_headers
-                return self._once(method, url, data, all_headers, min(timeout, self.deadline + start - time.monotonic()))
+                left = self.deadline + start - time.monotonic()
+                return self._once(method, url, data, all_headers, read, min(timeout, left))
             except ServiceError as e:
                 least = e.wait or (self.polite if e.status == 429 else 0)
                 pause = least + random.uniform(0, min(30, 0.5 * 2 ** n))
@@ -81,7 +82,7 @@ class Http:
                     raise type(e)(_redact(f"{e}{spent}", all_headers), e.status, e.code) from None
             time.sleep(pause)
 
-    def _once(self, method, url, data, headers, seconds):
+    def _once(self, method, url, data, headers, read, seconds):
         where, end = re.sub(r"//[^/@]*@", "//", url).split("?")[0], time.monotonic() + seconds
         local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
         try:
@@ -104,12 +105,17 @@ class Http:
             raise ServiceError(f"no answer from {where}: {_reason(e)}", wait=None) from None
         if r.status_code // 100 != 2:
             raise _failure(r, content, where)
+        said = content.decode("utf-8", "replace")
         try:
-            return json.loads(content)
+            answer = json.loads(said)
         except (ValueError, RecursionError):
-            web = content.lstrip()[:1] == b"<"  # a web page, not our server, or not its API
-            raise ServiceError(f"{where} answered with {'a web page' if web else 'something'} that is not JSON: "
-                               f"{content[:80].decode('utf-8', 'replace')!r}", r.status_code, wait=False if web else None) from None
+            web = said.lstrip().startswith("<")  # a web page: another server, or not its API
+            raise ServiceError(f"{where} answered with {'a web page' if web else 'something'} that is not JSON: {said[:200]!r}",
+                               r.status_code, wait=False if web else None) from None
+        try:
+            return read(answer)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            raise ServiceError(f"{where} did not answer as expected: {said}", r.status_code) from None
 
 
 def _failure(r, content, where):
@@ -294,10 +300,7 @@ class Wiki(Tool):
         if path not in self._seen:
             if self.down:
                 raise ServiceError(self.down)
-            answer = self.http.send("GET", self.base + path, headers=self.headers, timeout=30)
-            if not isinstance(answer, dict) or "error" in answer:
-                raise ServiceError(f"{self.base} does not answer as Wikipedia: {str(answer)[:200]}")
-            self._seen[path] = answer
+            self._seen[path] = self.http.send("GET", self.base + path, headers=self.headers, read=_no_error, timeout=30)
         return self._seen[path]
 
     def _look_up(self, topic):
@@ -318,6 +321,12 @@ class Wiki(Tool):
             return f"'{title}' may refer to several topics. {extract} Search again with one of: {others or 'a longer name'}"
         extract = extract or f"{_plain(pages[0].get('description'))} {_plain(pages[0].get('excerpt'))}".strip()
         return f"{title}: {extract or 'this page has no summary.'}"
+
+
+def _no_error(answer):
+    if answer.get("error"):
+        raise ValueError
+    return answer
 
 
 def _plain(text):
