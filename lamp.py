@@ -23,7 +23,7 @@ import metrics
 import persona_agent
 import tools
 from memory import EpisodicMemory, Episode, summarize
-from persona_agent import Meter, OpenAICompatible, PersonaAgent, Usage, complete, initial_persona
+from persona_agent import Bedrock, Meter, OpenAICompatible, PersonaAgent, Usage, complete, initial_persona
 from tools import RAG, WIKI_DOWN, ServiceError, Wiki
 
 HERE = Path(__file__).resolve().parent
@@ -561,15 +561,17 @@ FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a
              ("--max-history", None, positive, "keep only the newest items of a history (cold start)"),
              ("--limit", None, positive, "queries in all"),
              ("--seed", 0, int, "of the negatives drawn for LaMP-1")],
-    "model": [("--model", None, str, "chat model; without --model and --base-url a stand-in answers, no language model"),
-              ("--embed-model", None, str, "embedding model (OpenAI: text-embedding-3-small)"),
+    "model": [("--provider", None, str, "openai (any server that speaks its API) or bedrock; default: what the environment has"),
+              ("--model", None, str, "chat model; without --model, --base-url and --provider a stand-in answers, no language model"),
+              ("--embed-model", None, str, "embedding model (OpenAI: text-embedding-3-small, Bedrock: amazon.titan-embed-text-v2:0)"),
               ("--temperature", 0.1, float, "sampling temperature"),
               ("--wiki-base-url", None, str, "host root of another Wikipedia")],
     "method": [("--top-k", 4, positive, "K memories per retrieval of the agent, in simulation and answering"),
                ("--batch", 3, positive, "n interactions of the alignment batch"),
                ("--iterations", 1, positive, "alignment iterations"),
                ("--max-steps", 8, positive, "replies of the ReAct loop before the answer is forced")],
-    "run": [("--base-url", None, str, "of an OpenAI-compatible server, up to /v1"),
+    "run": [("--region", None, str, "of Bedrock (AWS_REGION, AWS_DEFAULT_REGION)"),
+            ("--base-url", None, str, "of an OpenAI-compatible server, up to /v1"),
             ("--embed-base-url", None, str, "where the embedding model is served, if elsewhere"),
             ("--workers", 8, positive, "requests in flight"),
             ("--output", "runs", str, "root of the run folders <task>/<method>[-changed settings]"),
@@ -592,16 +594,22 @@ def arguments(argv):
             group.add_argument(flag, default=default, type=kind, help=text, metavar=flag.rsplit("-", 1)[1].upper())
     args = parser.parse_args(argv)
     args.method = list(dict.fromkeys(args.method.split(",")))
-    for value, known, flag in [(args.task, TASKS, "--task"), *((m, METHODS, "--method") for m in args.method)]:
+    for value, known, flag in [(args.task, TASKS, "--task"), *((m, METHODS, "--method") for m in args.method),
+                               (args.provider or "openai", ("openai", "bedrock"), "--provider")]:
         if value not in known and not args.show:
             raise Problem(f"{flag} {value}: choose from {', '.join(known)}" if value else f"{flag} is missing: choose from "
                           f"{', '.join(known)}", 2)
     return args
 
 
+def stands_in(args):
+    return not (args.model or args.base_url or args.provider)
+
+
 def connect(args, embeds):
     """(model client, Wiki) for the flags and the environment; without a model flag the stand-in, whatever keys there are."""
-    if not args.model and not args.base_url:
+    wiki = Wiki(args.wiki_base_url or "https://en.wikipedia.org")
+    if stands_in(args):
         try:
             from tests import standin
         except ImportError:
@@ -610,19 +618,27 @@ def connect(args, embeds):
         return (OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", args.temperature, args.workers),
                 Wiki(args.wiki_base_url or root, "loopback"))
     base = args.base_url or os.environ.get("OPENAI_BASE_URL")
-    if not base and not os.environ.get("OPENAI_API_KEY"):
-        raise Problem("--model needs a server: set OPENAI_API_KEY for OpenAI, or name another server with --base-url.", 2)
+    openai, aws = base or os.environ.get("OPENAI_API_KEY"), any(map(os.environ.get, (
+        "AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID")))
+    if args.provider == "bedrock" or not args.provider and aws and not openai:
+        if not args.model:
+            raise Problem("Bedrock needs --model, such as us.anthropic.claude-3-5-sonnet-20241022-v2:0.", 2)
+        return Bedrock(args.model, args.embed_model or "amazon.titan-embed-text-v2:0", args.region, args.temperature,
+                       args.workers), wiki
+    if not openai:
+        raise Problem("no model to talk to: set OPENAI_API_KEY for OpenAI, name a server with --base-url, or set AWS_REGION "
+                      "and AWS_BEARER_TOKEN_BEDROCK (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) for Bedrock.", 2)
     llm = OpenAICompatible(args.model, args.embed_model, base, None, args.temperature, args.workers, args.embed_base_url)
     if not args.model:
         names = llm.models()
         if len(names) != 1:
-            raise Problem(f"{base} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}", 2)
+            raise Problem(f"{llm.base_url} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}", 2)
         llm.model = names[0]
     if embeds and not args.embed_model:
         if "api.openai.com" not in llm.embed_base_url:
             raise Problem("a method here retrieves memories: name the server's embedding model with --embed-model.", 2)
         llm.embed_model = "text-embedding-3-small"
-    return llm, Wiki(args.wiki_base_url or "https://en.wikipedia.org")
+    return llm, wiki
 
 
 def provenance(args, llm, argv):
@@ -644,7 +660,7 @@ def provenance(args, llm, argv):
     settings = {k: getattr(args, k) for k in SETTINGS if k != "method"} | {
         "model": llm.model, "embed_model": llm.embed_model, "data_hash": data.hexdigest()[:16],
         "prompt_hash": prompts.hexdigest()[:16]}
-    return {"task": args.task, "stand_in": not args.model and not args.base_url, "settings": settings, "provenance": {
+    return {"task": args.task, "stand_in": stands_in(args), "settings": settings, "provenance": {
         "command": " ".join(["python", "lamp.py", *argv]), "commit": git("rev-parse", "HEAD"),
         "changed_files": (git("status", "--porcelain") or "").splitlines(), "base_url": llm.base_url,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}

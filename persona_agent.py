@@ -61,7 +61,7 @@ class Client:
 
     One client serves all threads, with at most `workers` requests in flight. `embed_usage` adds up the embedding calls. A
     subclass tells its wire: `options` maps temperature, stop and max_tokens to the server's names (None: not sent)."""
-    options, most, longest = {}, 64, 30_000  # most texts a request, characters a text
+    options, most, longest, room = {}, 64, 30_000, 200_000  # texts a request, characters a text and a request
 
     def __init__(self, model, embed_model, temperature, workers):
         self.model, self.embed_model, self.temperature, self.workers = model, embed_model, temperature, workers
@@ -114,7 +114,12 @@ class Client:
         """Embeddings of n texts in their order: float32 (n, d). A blank text is embedded as '(empty)', one that is too long
         for the model is cut, which is said once."""
         texts = [t[:self.longest] if t.strip() else "(empty)" for t in texts]
-        batches = [texts[i:i + self.most] for i in range(0, len(texts), self.most)]
+        batches, size = [], 0
+        for text in texts:
+            size += len(text)
+            if not batches or len(batches[-1]) == self.most or size > self.room:
+                batches, size = [*batches, []], len(text)
+            batches[-1].append(text)
         with ThreadPoolExecutor(min(self.workers, len(batches)) or 1) as pool:
             rows = [row for batch in pool.map(lambda b: self._fit(b, query, tries), batches) for row in batch]
         try:
@@ -419,7 +424,8 @@ def react(llm, system, question, tools, max_steps=8):
     while True:
         try:
             reply = llm.chat(messages, stop=["\nObservation"])
-        except ContextOverflow:
+        except ContextOverflow as e:
+            steps.append(Step(f"(no reply: {e})"))
             return result("", "overflow")
         usage = usage + reply.usage
         if reply.finish == "content_filter":
@@ -452,8 +458,8 @@ def complete(llm, prompt):
     """One call without tools or system prompt, as an Answer; the baselines without an agent."""
     try:
         reply = llm.chat([{"role": "user", "content": prompt}])
-    except ContextOverflow:
-        return Answer("", [], "overflow", Usage())
+    except ContextOverflow as e:
+        return Answer("", [Step(f"(no reply: {e})")], "overflow", Usage())
     return Answer(reply.text, [], "refused" if reply.finish == "content_filter" else "answered", reply.usage)
 
 

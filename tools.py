@@ -48,13 +48,14 @@ class Http:
 
     Tried again, up to `tries` times and `deadline` seconds in all, after a full-jitter back-off or as long as the server
     asks (up to two minutes): connections refused, reset or cut off, time-outs, bodies that are no JSON, and the statuses
-    408, 409, 424, 429 and 5xx. Never: other 4xx, redirects of a POST, inputs too long for the model, and quotas, credits
+    408, 409, 424, 429 and 5xx. After a whole round without any answer nothing more is sent. Never: other 4xx, redirects of a POST, inputs too long for the model, and quotas, credits
     and daily limits that are used up. Redirects of a GET are followed; cookies, ~/.netrc and, for loopback addresses,
     proxies are ignored.
     """
 
     def __init__(self, workers=8, tries=8, deadline=900, polite=0):
         self.tries, self.deadline, self.polite = tries, deadline, polite  # polite: least seconds to wait after a 429
+        self.dead = None  # what a whole round of tries without any answer said; nothing is sent after that
         self.slots, self.session = threading.BoundedSemaphore(workers), requests.Session()
         self.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
@@ -64,8 +65,10 @@ class Http:
         """read(JSON of a 2xx answer) to `body` (JSON-able or None). Raises ServiceError with the server's own words.
 
         sign(method, url, headers, data) -> headers, called anew for each try with the very bytes that are sent."""
-        data = None if body is None else json.dumps(_valid(body)).encode()
+        data = None if body is None else _utf8(body)
         start, tries, n = time.monotonic(), tries or self.tries, 0
+        if self.dead:
+            raise ServiceError(self.dead)
         while True:
             n += 1
             all_headers = {"Content-Type": "application/json", **(headers or {})}
@@ -79,7 +82,9 @@ class Http:
                 late = time.monotonic() - start + pause > self.deadline
                 if e.wait is False or n >= tries or late:
                     spent = f" (tried {n} times in {time.monotonic() - start:.0f} s)" if n > 1 else ""
-                    raise type(e)(_redact(f"{e}{spent}", all_headers), e.status, e.code) from None
+                    message = _redact(f"{e}{spent}", all_headers)
+                    self.dead = message if e.status is None and n >= self.tries else None
+                    raise type(e)(message, e.status, e.code) from None
             time.sleep(pause)
 
     def _once(self, method, url, data, headers, read, seconds):
@@ -180,13 +185,13 @@ def _redact(text, headers):
     return text if len(text) < 900 else text[:900] + " ..."
 
 
-def _valid(value):
-    """The same JSON-able value with lone surrogates, which strict servers refuse, replaced by U+FFFD."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {k: _valid(v) for k, v in value.items()}
-    return [_valid(v) for v in value] if isinstance(value, (list, tuple)) else value
+def _utf8(body):
+    """JSON bytes of `body`. Lone surrogates, which strict servers refuse, become U+FFFD."""
+    text = json.dumps(body, ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def _reason(e):
@@ -283,7 +288,7 @@ class Wiki(Tool):
         self._seen, self._lock = {}, threading.Lock()
 
     def _summary(self, topic):
-        topic = " ".join(_valid(topic).split())[:250]
+        topic = " ".join(topic.encode("utf-8", "replace").decode().split())[:250]
         if not topic:
             return "Wiki needs a topic name as its input."
         with self._lock:

@@ -1,13 +1,15 @@
 """A stand-in for a language model, an embedding model and Wikipedia: NOT a model, a few lexical rules behind real sockets.
 
-It speaks the wire formats that the clients use (OpenAI's /v1 chat, embeddings and models; Wikipedia's search and summary)
-and answers each request by deterministic rules from that request alone: hashed word vectors, and a reader that counts
+It speaks the wire formats that the clients use (OpenAI's /v1 chat, embeddings and models; Bedrock's Converse and InvokeModel
+for Titan and Cohere; Wikipedia's search and summary) and answers each request by deterministic rules from that request alone: hashed word vectors, and a reader that counts
 shared words. It accepts any key and any model name. It makes a first run possible without a key, and the tests run over
-it. Its scores say nothing about the method.
+it. A SigV4 signature is checked where the access key is AWS's documentation example. Its scores say nothing about the method.
 
     python -m tests.standin --port 8000
 """
 import argparse
+import hashlib
+import hmac
 import json
 import math
 import re
@@ -15,7 +17,7 @@ import threading
 import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 STOP = set("about after again also been before both could does down each even from have having here into just more most much "
            "only other over same some such than that their them then there these they this those through under until very were "
@@ -160,20 +162,57 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"error": {"message": f"no such path {url.path}", "type": "not_found_error"}}, 404)
 
     def do_POST(self):
-        self.answer(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+        self.raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.answer(json.loads(self.raw))
 
     def answer(self, body):
+        if self.path.startswith("/model/"):
+            return self.bedrock(body)
         if self.path.endswith("/embeddings"):
             texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
             data = [{"object": "embedding", "index": i, "embedding": embed(t)} for i, t in enumerate(texts)]
             return self.send({"object": "list", "data": data, "usage": {"prompt_tokens": sum(len(t) // 4 + 1 for t in texts)}})
-        text = reply_to(body["messages"])
-        for stop in body.get("stop") or []:
-            text = text.split(stop)[0]
-        size = sum(len(m["content"]) for m in body["messages"]) // 4
+        text, size = self.reply(body["messages"], body.get("stop"))
         self.send({"object": "chat.completion", "model": body.get("model"),
                    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
                    "usage": {"prompt_tokens": size, "completion_tokens": len(text) // 4 + 1}})
+
+
+    @staticmethod
+    def reply(messages, stops):
+        text = reply_to(messages)
+        for stop in stops or []:
+            text = text.split(stop)[0]
+        return text, sum(len(m["content"]) for m in messages) // 4
+
+    def bedrock(self, body):
+        if not self.signed():
+            return self.send({"message": "The request signature we calculated does not match the signature you provided."}, 403)
+        if self.path.endswith("/invoke"):
+            texts = body.get("texts") or [body["inputText"]]
+            return self.send({"embeddings": [embed(t) for t in texts]} if "texts" in body else
+                             {"embedding": embed(texts[0]), "inputTextTokenCount": len(texts[0]) // 4 + 1})
+        messages = [{"role": m["role"], "content": "".join(b["text"] for b in m["content"])} for m in body["messages"]]
+        if body.get("system"):
+            messages.insert(0, {"role": "system", "content": "".join(b["text"] for b in body["system"])})
+        text, size = self.reply(messages, body["inferenceConfig"].get("stopSequences"))
+        self.send({"output": {"message": {"role": "assistant", "content": [{"text": text}]}}, "stopReason": "end_turn",
+                   "usage": {"inputTokens": size, "outputTokens": len(text) // 4 + 1, "totalTokens": size + len(text) // 4 + 1}})
+
+    def signed(self):
+        """Whether a request of the example key is signed right (AWS Signature Version 4), from what arrived on the wire."""
+        match = re.match(r"AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/(\S+), SignedHeaders=(\S+), Signature=(\w+)",
+                         self.headers.get("Authorization", ""))
+        if not match:
+            return True
+        scope, names, signature = match.groups()
+        listed = "".join(f"{name}:{self.headers[name].strip()}\n" for name in names.split(";"))
+        request = f"POST\n{quote(self.path, safe='/-_.~')}\n\n{listed}\n{names}\n{hashlib.sha256(self.raw).hexdigest()}"
+        text = f"AWS4-HMAC-SHA256\n{self.headers['X-Amz-Date']}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        key = b"AWS4wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+        for part in [*scope.split("/"), text]:
+            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+        return hmac.compare_digest(key.hex(), signature)
 
 
 def start(port=0, handler=Handler):
