@@ -47,7 +47,9 @@ profile or preferences. Please maintain a helpful and clear tone in the system p
 
 New system prompt:"""
 
-MAX_WORDS, MAX_GROWTH, SHORT = 1500, 4, 100  # an updated persona: words in all, times its predecessor (taken as >= SHORT)
+MAX_WORDS, MAX_CHANGE, SHORT = 1500, 4, 100  # an updated persona: words in all; times its predecessor, longer (counted
+# as SHORT words at least) or shorter
+REFUSAL = re.compile(r"\W*(i'm sorry|i am sorry|sorry,|i can(no|')t|i am unable|i'm unable|as an ai\b)", re.I)
 FILLER = set("the a an is was be should expected correct right answer response feedback label score rating tag "
              "category agent it of".split())
 # What models put round an updated prompt: opening remarks and headings, closing remarks, rules and code fences.
@@ -99,9 +101,11 @@ def fill(template, values):
 
 
 def is_degenerate(feedback, *answers):
-    """Whether feedback is empty or only repeats an answer ('3', 'Expected Answer: 3.'): nothing can be learned from it."""
-    words = set(re.findall(r"\w+", feedback.lower()))
-    return not words - FILLER - set(re.findall(r"\w+", " ".join(answers).lower()))
+    """Whether nothing can be learned from feedback: it is empty, only repeats an answer ('3', 'Expected Answer: 3.'), or has
+    run into a loop ('travel psychology, travel psychology, ..')."""
+    words = re.findall(r"\w+", feedback.lower())
+    looping = len(words) > 100 and len(set(words)) < len(words) / 5
+    return looping or not set(words) - FILLER - set(re.findall(r"\w+", " ".join(answers).lower()))
 
 
 def unwrap(reply):
@@ -118,12 +122,14 @@ def unwrap(reply):
 def judge(reply, before):
     """(persona, '') if an update reply can replace the persona `before`, else (before, reason)."""
     after = unwrap(reply.text)
-    words, limit = len(after.split()), MAX_GROWTH * max(len(before.split()), SHORT)
-    reason = ("the update was refused" if reply.finish == "content_filter" else
+    words, old = len(after.split()), len(before.split())
+    reason = ("the update was refused" if reply.finish == "content_filter" or REFUSAL.match(after) else
               "the update was cut off at the token limit" if reply.finish == "length" else
               "the update is empty" if not words else
               f"the update has {words} words, over {MAX_WORDS}" if words > MAX_WORDS else
-              f"the update has {words} words, over {MAX_GROWTH} times the persona before it" if words > limit else
+              f"the update has {words} words, over {MAX_CHANGE} times the persona before it"
+              if words > MAX_CHANGE * max(old, SHORT) else
+              f"the update has {words} words, the persona before it {old}" if words * MAX_CHANGE < old else
               "the update only repeats the persona" if after == before else "")
     return (before, reason) if reason else (after, "")
 

@@ -390,11 +390,9 @@ Thought: why this is the answer
 Final Answer: only the answer, in the form that the question asks for"""  # ours, where there is no tool
 ONE_TOOL = " There is only one tool here, so a rule to use two tools does not apply."  # ours
 BAD_REPLY = """\
-That reply has neither an action nor an answer in the right form{why}. Write either
-Action: {names}
-Action Input: the input for that tool
-or
-Final Answer: only the answer"""  # ours: the observation after a reply that does not parse
+That reply has neither an action nor an answer in the right form{why}. Write a line that begins with 'Action:' and names a \
+tool ({names}), and below it a line that begins with 'Action Input:'. Or, once you know enough, a line that begins with \
+'Final Answer:'."""  # ours: the observation after a reply that does not parse; no lines in it that a model could copy
 UNKNOWN_TOOL = "There is no tool '{name}'. The tools are: {names}."  # ours
 REPEATED = "You have already done exactly this, and its result stands above. Do not repeat it: {instead}."  # ours
 FORCED = "No more actions are possible. Reply now with one line: 'Final Answer:' and only the answer."  # ours

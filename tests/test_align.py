@@ -87,7 +87,8 @@ def test_iterations_repeat_the_batch_from_the_persona_before(scripted, embed):
     assert "Current system prompt: You are one." in prompts(llm, UPDATE)[1]
 
 
-@pytest.mark.parametrize("feedback", ["", "3", "gold four", "Expected Answer: gold four.", "The correct answer is a guess."])
+@pytest.mark.parametrize("feedback", ["", "3", "gold four", "Expected Answer: gold four.", "The correct answer is a guess.",
+                                      "Search for " + "travel psychology, " * 60])
 def test_degenerate_feedback_is_dropped_and_an_update_from_nothing_not_made(scripted, embed, feedback):
     llm = model(scripted, feedback=feedback)
     agent = build(llm, embed, [Episode("q?", "gold four 3")])
@@ -110,11 +111,12 @@ def test_feedback_with_substance_is_not_degenerate():
 @pytest.mark.parametrize("update, reason", [
     (Reply("", "stop"), "empty"), (Reply("---\n\n---", "stop"), "empty"),
     (Reply("You are the assistant of", "length"), "token limit"), (Reply("", "content_filter"), "refused"),
-    (Reply("word " * 1501, "stop"), "1501 words"), (Reply("You help.", "stop"), "repeats"),
-    (Reply("word " * 401, "stop"), "4 times")])
+    (Reply("word " * 1510, "stop"), "1510 words"), (Reply("You help.", "stop"), "repeats"),
+    (Reply("word " * 401, "stop"), "4 times"), (Reply("I'm sorry, but I can't assist with that.", "stop"), "refused"),
+    (Reply("Be short.", "stop"), "the persona before it 1000")])
 def test_failed_update_keeps_the_persona_and_says_why(scripted, embed, update, reason):
     llm = model(scripted, update=lambda prompt: update)
-    agent = build(llm, embed, persona="word " * 1000 if "1501" in reason else "You help.")
+    agent = build(llm, embed, persona="word " * 1000 if "10" in reason else "You help.")
     before = agent.persona
     step, = align(agent, llm, n=1).iterations
     assert not step.accepted and reason in step.reason
