@@ -53,10 +53,11 @@ REFUSAL = re.compile(r"\W*(i'm sorry|i am sorry|sorry,|i can(no|')t|i am unable|
 FILLER = set("the a an is was be should expected correct right answer response feedback label score rating tag "
              "category agent it of".split())
 # What models put round an updated prompt: opening remarks and headings, closing remarks, rules and code fences.
-OPENER = (r"(?:(?:certainly|sure|of course|absolutely)\b.*|[^.\n]*\b(?:prompt|persona|version)\b[^.\n]*:|"
+OPENER = (r"(?:(?:certainly|sure|of course|absolutely)[!,.:].*|(?:here|below|based on|the following|following|this is)\b[^.\n]*"
+          r"\b(?:prompt|persona|version)\b[^.\n]*:|"
           r"(?:(?:new|updated|revised|refined|improved) )?(?:persona |system )*prompt)")
-CLOSER = (r"(?:(?:this|the|these) (?:(?:new|updated|revised|refined|improved|above|system|persona|changes?|prompt|version)\s+)+|"
-          r"(?:please )?(?:feel free|let me know|i hope|if you (?:have|need|would)|with these|key changes)\b)")
+CLOSER = (r"(?:(?:this|the|these) (?:(?:new|updated|revised|refined|improved|above|system|persona)\s+)*(?:changes?|prompt|version)\b|"
+          r"(?:please )?(?:feel free|let me know)\b|i hope this|key changes\b|if you (?:have any|need any|would like))")
 RULE = r"[ \t]*(?:[-*_=]{3,}|`{3}\w*)[ \t]*"
 PACKAGING = [re.compile(p, re.I) for p in (
     rf"\A(?:[#*_ \t]*{OPENER}[*_ \t]*|{RULE}|[ \t]*)\n",                       # a first line
@@ -138,7 +139,7 @@ def align(agent, llm, n=3, iterations=1):
     """Algorithm 1 on the last n labelled episodes of `agent.memory`; sets `agent.persona` to P* and returns the record.
 
     Iterations repeat over the same batch, each from the persona that the one before left. A simulated answer must not see
-    its own gold answer, so its tools read `memory.before(i)`. The calls of one step run side by side."""
+    its own gold answer, so its tools read `memory.before(i)` without any episode that asks the same. The calls of one step run side by side."""
     episodes = list(agent.memory)
     batch = [i for i, e in enumerate(episodes) if e.response][-n:] if n > 0 else []
     record = Alignment(agent.persona, agent.persona)
@@ -147,8 +148,9 @@ def align(agent, llm, n=3, iterations=1):
 
     def sample(i):
         """r_hat = the agent's answer as of episode i; then the textual gradient LLM_grad(q, r_hat, r)."""
-        twin, episode = copy.copy(agent), episodes[i]
-        twin.tools = [tool.over(agent.memory.before(i)) for tool in agent.tools]
+        twin, episode, known = copy.copy(agent), episodes[i], agent.memory.before(i)
+        known.drop([j for j in range(i) if episodes[j].query.lower().split() == episode.query.lower().split()])
+        twin.tools = [tool.over(known) for tool in agent.tools]
         answer = twin.answer(episode.query)
         prompt = fill(GRADIENT_PROMPT, {"Question": episode.query, "Ground Truth": episode.response,
                                         "Response": answer.text})

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,19 +24,15 @@ import metrics
 import persona_agent
 import tools
 from memory import EpisodicMemory, Episode, summarize
-from persona_agent import Bedrock, Meter, OpenAICompatible, PersonaAgent, Usage, complete, initial_persona
-from tools import RAG, WIKI_DOWN, ServiceError, Wiki
+from persona_agent import Answer, Bedrock, Meter, OpenAICompatible, PersonaAgent, Step, Usage, complete, initial_persona
+from tools import RAG, WIKI_DOWN, ContextOverflow, ServiceError, Wiki
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "tests" / "sample"
 
 
 class Problem(Exception):
-    """What a user can cause and mend: printed as one line. `exit_code`: 2 for usage, 1 for the rest."""
-
-    def __init__(self, message, exit_code=1):
-        super().__init__(message)
-        self.exit_code = exit_code
+    """Problem(line to print, exit code = 1): what a user can cause and mend; the exit code is 2 for wrong usage."""
 
 
 # ---------------------------------------------------------------------------------------------------- tasks
@@ -54,14 +51,10 @@ class Task:
     label: str       # the item's field with the answer (LaMP-1: the title that the paper cites, where the data have it)
     example: str     # one retrieved item in LaMP's own prompts (LaMP/prompts/prompts.py)
     summary: str     # S_t of Eq. 3 (ours, asking what PAG's prompts ask)
+    options: str = ""  # the groups of `pattern` that hold a question's own options
 
     def match(self, text):
         return re.search(self.pattern, text, re.S)
-
-    @property
-    def options(self):
-        """The groups of `pattern` that hold a question's own options: 'ab' in LaMP-1, else ''."""
-        return "ab" if "(?P<a>" in self.pattern else ""
 
 
 TASKS = {t.name: t for t in (
@@ -70,7 +63,7 @@ TASKS = {t.name: t for t in (
          ("title", "abstract"), "title", "citation", '"{title}"',
          "These are papers that one researcher has written, with a paper each of them cites where that is known. Write a "
          "profile of the researcher in at most 120 words: research interests, topics and methods, and what kind of work "
-         "they tend to cite. Write only the profile."),
+         "they tend to cite. Write only the profile.", "ab"),
     Task("lamp2m", "LaMP-2M: Personalized Movie Tagging", "LaMP_2/new", metrics.MOVIE_TAGS,
          r"\] description: (?P<key>.*)", ("description",), "description", "tag", 'the tag for the movie: "{description}" is "{tag}" ',
          "These are movies that one user has tagged. Write a profile of the user in at most 120 words: the tag they give "
@@ -109,8 +102,8 @@ class User:
 def records(path):
     """Stream the elements of a JSON array of any size: what is held is the largest element."""
     decode, chunk = json.JSONDecoder().raw_decode, 1 << 20
-    with open(path, encoding="utf-8") as file:
-        buffer, at = file.read(chunk).lstrip("\ufeff \t\r\n"), 1
+    with open(path, encoding="utf-8-sig") as file:
+        buffer, at = file.read(chunk).lstrip(), 1
         if not buffer.startswith("["):
             raise Problem(f"{path} is not a JSON array, it starts with {buffer[:30]!r}: download it again, or check the path.")
         while True:
@@ -121,10 +114,11 @@ def records(path):
                 record, at = decode(buffer, at)
                 yield record
             except json.JSONDecodeError as e:
-                more = file.read(max(chunk, len(buffer)))  # doubles, so that a large record is not parsed too often
+                cut = e.pos > len(buffer) - 10 or e.msg.startswith("Unterminated")  # only the buffer ends, or the file
+                more = cut and file.read(max(chunk, len(buffer)))  # doubles, so that a large record is not parsed too often
                 if not more:
-                    raise Problem(f"{path} is not complete JSON ({e.msg} near the end of its {os.path.getsize(path):,} bytes), "
-                                  "perhaps half written: download it again.") from None
+                    raise Problem(f"{path} is not complete JSON ({e.msg} before byte {file.tell():,} of "
+                                  f"{os.path.getsize(path):,}), perhaps half written: download it again.") from None
                 buffer, at = buffer[at:] + more, 0
 
 
@@ -153,9 +147,9 @@ def locate(task, data):
 def read_gold(task, path):
     """{id: gold} of an official outputs file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        gold = {str(g["id"]): str(g["output"]) for g in data["golds"]}
-    except (ValueError, KeyError, TypeError) as e:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        gold = {str(g["id"]): g["output"] for g in data["golds"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise Problem(f"{path} is not a LaMP outputs file ({type(e).__name__}: {e}): download it again.") from None
     if data.get("task") != task.folder.split("/")[0]:
         raise Problem(f"{path} holds gold for {data.get('task')}, not for {task.folder.split('/')[0]}: check --data and --task.")
@@ -174,18 +168,24 @@ def entries(task, parts, faults):
     for part, (path, gold) in enumerate(parts):
         for number, record in enumerate(records(path)):
             record = record if isinstance(record, dict) else {}
-            profile = record.get("profile") if isinstance(record.get("profile"), list) else []
-            newest = max(map(date_of, profile), default=())
-            for place, q in enumerate([record] if gold is not None else record.get("query") or [{}]):
-                answer = q.get("gold") if gold is None else gold.get(str(q.get("id")))
+            profile, asked = record.get("profile"), [record] if gold is not None else record.get("query")
+            if not isinstance(profile, list) or not isinstance(asked, list):
+                faults.append(f"{path}, record {record.get('id', number)}: no 'profile' list, or no 'query' list beside it")
+                continue
+            newest, user = max(map(date_of, profile), default=()), record.get("user_id")
+            for place, q in enumerate(asked):
+                q = q if isinstance(q, dict) else {}
+                given = q.get("gold") if gold is None else gold.get(str(q.get("id")))
+                answer = re.sub(r"\.0+$", "", str(given).strip())  # a score may be the number 4.0
                 wrong = ("no 'input' or no 'id'" if "id" not in q or not isinstance(q.get("input"), str) else
                          f"this is not a {task.name} question: {q['input'][:60]!r}" if not task.match(q["input"]) else
-                         "no gold" if answer is None else None)
+                         "no gold" if given is None else
+                         f"the gold {given!r} is none of {task.name}'s labels" if answer not in task.labels else None)
                 if wrong:
                     faults.append(f"{path}, record {q.get('id', number)}: {wrong}")
                 else:
-                    yield (str(record.get("user_id", f"record {q['id']}")), Query(str(q["id"]), q["input"], str(answer)),
-                           profile, (part, newest, len(profile) + place))
+                    owner = f"record {record.get('id', number)}" if user in (None, "") else str(user)
+                    yield owner, Query(str(q["id"]), q["input"], answer), profile, (part, newest, len(profile) + place)
 
 
 def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None, seed=0):
@@ -196,13 +196,17 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
     parts, faults, seen = [(path, outputs and read_gold(task, outputs)) for path, outputs in locate(task, data)], [], {}
     for user, query, profile, order in entries(task, parts, faults):
         seen.setdefault(user, []).append((order, query.id, len(profile)))
-    ids = {i for all_ in seen.values() for _, i, _ in all_}
+    ids = Counter(i for all_ in seen.values() for _, i, _ in all_)
+    if ids and ids.most_common(1)[0][1] > 1:
+        raise Problem(f"the query id {ids.most_common(1)[0][0]!r} occurs more than once in {', '.join(str(p) for p, _ in parts)}: "
+                      "answers could not be told apart. Give each query an id of its own.")
+    told = {re.search(r", record (.*?):", f)[1] for f in faults}
     for path, gold in parts:
-        lost = [i for i in gold or () if i not in ids and not any(f", record {i}:" in f for f in faults)]
+        lost = [i for i in gold or () if i not in ids and i not in told]
         if lost:
             raise Problem(f"gold for {len(lost)} ids that {path} does not have (first: {lost[0]}): the two files beside each "
                           "other do not belong together.")
-    latest = {u: [e for e in sorted(all_) if e[0][0] == len(parts) - 1][-queries_per_user:] for u, all_ in seen.items()}
+    latest = {u: [e for e in sorted(all_, key=lambda e: e[0]) if e[0][0] == len(parts) - 1][-queries_per_user:] for u, all_ in seen.items()}
     chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][2])[:users]
     if not chosen:
         raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {faults[0] if faults else 'It is empty'}")
@@ -225,16 +229,16 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
 def build_users(task, raw, max_history, seed, faults):
     """User objects: history as episodes in time order, without any item that has an evaluated query's id or text."""
     items = {u: history_items(task, u, raw[u], faults) for u in raw}
-    cited = {u: {i[task.label] for i in items[u] if i.get(task.label)} for u in raw}
-    found = []
+    cited = {u: {norm(i[task.label]): i[task.label] for i in items[u] if i.get(task.label)} for u in raw}
+    matches = {u: [task.match(q.input) for q in raw[u]["queries"].values()] for u in raw}
+    offered, found = {norm(m[g]) for u in raw for m in matches[u] for g in task.options}, []
     for user, ids in ((u, raw[u]["ids"]) for u in raw):
-        queries = [raw[user]["queries"][i] for i in ids]
-        matches = [task.match(q.input) for q in queries]
-        keys, offered = {norm(m["key"]) for m in matches}, {m[g] for m in matches for g in task.options}
+        queries, keys = [raw[user]["queries"][i] for i in ids], {norm(m["key"]) for m in matches[user]}
         kept = [i for i in items[user] if norm(i[task.text]) not in keys and str(i.get("id")) not in ids]
-        others = sorted(set().union(*(cited[u] for u in cited if u != user)) - cited[user] - offered)
-        history = [episode_of(task, item, queries[0].input, others, random.Random(f"{seed} {user} {item.get('id')}"))
-                   for item in kept][-(max_history or 0):]
+        pool = {n: title for u in cited if u != user for n, title in cited[u].items()} if task.options else {}
+        others = [pool[n] for n in sorted(pool.keys() - cited[user].keys() - offered)]
+        history = [episode_of(task, item, queries[0].input, others, random.Random(f"{seed} {user} {item[task.text]}".encode(
+            "utf-8", "replace"))) for item in kept][-(max_history or 0):]
         if any(e.response and norm(task.match(e.query)["key"]) in keys for e in history):
             raise RuntimeError(f"an evaluated query is left in the history of user {user}")
         found.append(User(user, history, queries, len(items[user]) - len(kept)))
@@ -243,19 +247,22 @@ def build_users(task, raw, max_history, seed, faults):
 
 def history_items(task, user, raw, faults):
     """The profile's items, then earlier queries that it does not hold yet; by date where there are dates."""
-    def missing(item):
-        needed = [*task.fields, *([] if task.options else [task.label])]  # LaMP-1 as published tells no citations
-        return [f for f in needed if not (isinstance(item, dict) and str(item.get(f) or "").strip())]
-
-    faults += [f"an item of user {user}'s profile has no {', no '.join(missing(i))}" for i in raw["profile"] if missing(i)]
-    items = [i for i in raw["profile"] if not missing(i)]
+    items = []
+    for item in raw["profile"]:
+        needed = [task.text] if task.options else [task.text, task.label]  # LaMP-1 as published tells no citations
+        missing = [f for f in needed if not isinstance(item, dict) or not isinstance(item.get(f), (str, int, float))
+                   or not str(item[f]).strip()]
+        if missing:
+            faults.append(f"an item of user {user}'s profile, record {raw['ids'][0]}: no usable {' and no '.join(missing)}")
+        else:
+            items.append(item if isinstance(item.get(task.label), (str, int, float)) else {**item, task.label: None})
     known = {norm(i[task.text]) for i in items if i.get(task.label)}
     for (_, newest, _), query in sorted(raw["earlier"], key=lambda e: e[0]):
         at = task.match(query.input)
         if norm(at["key"]) not in known:
             label = at["ab"[task.labels.index(query.gold)]] if task.options and query.gold in task.labels else query.gold
             items.append({"id": query.id, task.text: at["key"], task.label: label, "date": "-".join(map(str, newest)),
-                          "asked": (query.input, query.gold)})
+                          None: (query.input, query.gold)})  # a key that no JSON object has
     return sorted(items, key=date_of) if any(map(date_of, items)) else items
 
 
@@ -267,7 +274,7 @@ def episode_of(task, item, pattern, others, rng):
     """A history item as an Episode: its question is the input `pattern` with the item's own text in place.
 
     In LaMP-1 the cited title stands against one of `others`, titles that only other users cite (Appendix E)."""
-    label, (query, response) = item.get(task.label), item.get("asked") or (item[task.text], "")
+    label, (query, response) = item.get(task.label), item.get(None) or (str(item[task.text]), "")
     if not response and label and (others or not task.options):
         pair = [label, rng.choice(others)] if task.options else []
         rng.shuffle(pair)
@@ -276,7 +283,7 @@ def episode_of(task, item, pattern, others, rng):
         for group, value in sorted({"key": item[task.text], **dict(zip("ab", pair))}.items(), key=lambda gv: -match.start(gv[0])):
             query = query[:match.start(group)] + str(value) + query[match.end(group):]
     shown = [item.get("date"), f"{task.label}: {label}" if label else None, *(item.get(f) for f in task.fields)]
-    example = task.example.format_map({f: " ".join(str(v).split(" ")[:368]) for f, v in item.items()})  # cut as in OPPU
+    example = task.example.format_map({f: " ".join(str(v).split(" ")[:368]) for f, v in item.items() if f})  # cut as in OPPU
     return Episode(query, response, {"id": item.get("id"), "date": item.get("date"), "example": example},
                    " | ".join(str(part) for part in shown if part))  # the answer first: long texts are cut where they are shown
 
@@ -317,14 +324,7 @@ def rag_prompt(task, text, memory, k):
     return text if not found else text.replace("title", f"title, and {joined}", 1) if task.options else f"{joined}. {text}"
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What is the same for all users of a run. opts: the settings of the command line, by name."""
-    task: Task
-    method: Method
-    llm: object
-    wiki: Wiki
-    opts: dict
+Setup = namedtuple("Setup", "task method llm wiki opts")  # the same for all users of a run; opts: settings by name
 
 
 def build_agent(setup, user, shared, line):
@@ -360,8 +360,12 @@ def answer_query(setup, agent, user, query):
     if k:
         prompt = rag_prompt(setup.task, prompt, agent.memory, k)
     result = agent.answer(prompt) if setup.method.persona else complete(agent.llm, prompt)
+    return prediction(setup, user, query, prompt, result, time.monotonic() - start)
+
+
+def prediction(setup, user, query, prompt, result, seconds):
     return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold, "prediction": metrics.parse(result.text, setup.task.labels),
-            **asdict(result), "seconds": round(time.monotonic() - start, 3)}
+            **asdict(result), "seconds": round(seconds, 3)}
 
 
 def evaluate(setup, user, shared, line, done, emit):
@@ -381,12 +385,17 @@ def evaluate(setup, user, shared, line, done, emit):
 
     try:
         agent, made = build_agent(setup, user, shared, line)
+        if made is not line:
+            emit("personas.jsonl", made)
+    except ContextOverflow as e:  # the method's own failure: its answer to every query is empty
+        for query in queries:
+            answer = Answer("", [Step(f"(no persona: {e})")], "overflow", Usage())
+            emit("predictions.jsonl", prediction(setup, user, query, query.input, answer, 0))
+        return
     except Exception as e:
         for query in queries:
             failed(query, "persona", e)
         return
-    if made is not line:
-        emit("personas.jsonl", made)
     with ThreadPoolExecutor(len(queries)) as pool:
         list(pool.map(one, queries))
 
@@ -403,31 +412,33 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "predictions.jsonl").touch()
-            file = self.path / "results.json"
-            before = json.loads(file.read_text(encoding="utf-8"))["settings"] if file.exists() else settings
-        except (OSError, ValueError, KeyError) as e:
+            new = not (self.path / "predictions.jsonl").stat().st_size and not (self.path / "results.json").exists()
+            before = settings if new else json.loads((self.path / "results.json").read_text(encoding="utf-8"))["settings"]
+            differ = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v and k != "data"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise Problem(f"cannot use the folder {self.path}: {e}. Choose another one with --output.", 2) from None
-        differ = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v]
         if differ:
             raise Problem(f"{self.path} holds a run with other settings ({'; '.join(differ)}): choose another --output.", 2)
         for file in self.path.glob("*.jsonl"):  # a last line torn by a crash goes, so that the next one stands alone
             text = file.read_bytes()
-            if not text.endswith(b"\n"):
-                file.write_bytes(text[:text.rfind(b"\n") + 1])
+            os.truncate(file, text.rfind(b"\n") + 1)
 
     def rows(self, name):
         """The lines of a JSON lines file, without one that is only half written."""
         file = self.path / name
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        except ValueError as e:
+            raise Problem(f"{file} holds a line that is not JSON ({e}): mend or delete the folder.") from None
 
     def append(self, name, row):
         with self.lock, open(self.path / name, "a", encoding="utf-8") as out:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.write(json.dumps(row) + "\n")
 
     def write(self, name, data):
         part = self.path / f"{name}.part"
-        part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         part.replace(self.path / name)
 
 
@@ -440,7 +451,7 @@ def run(setup, users, folder, workers, shared, origin):
     lines = {r["user_id"]: r for r in folder.rows("personas.jsonl")}
     (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
     folder.write("results.json", {"complete": False, **origin})
-    done, embedded, start, failed = set(rows), setup.llm.embed_usage, time.time(), set()
+    done, start, failed, setup.llm.embed_usage = set(rows), time.time(), set(), Usage()
 
     def emit(file, row):
         folder.append(file, row)
@@ -462,8 +473,8 @@ def run(setup, users, folder, workers, shared, origin):
             job.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    results = {"complete": True, **results_of(setup.task, users, folder), "this_start": {
-        "seconds": round(time.time() - start, 1), "embedding": asdict(setup.llm.embed_usage - embedded)}, **origin}
+    results = {"complete": not failed, **results_of(setup.task, users, folder), "this_start": {
+        "seconds": round(time.time() - start, 1), "embedding": asdict(setup.llm.embed_usage)}, **origin}
     folder.write("results.json", results)
     return results
 
@@ -476,36 +487,22 @@ def progress(task, rows, failed, wanted, new, start):
             + f"  {used.calls} calls  {(used.input + used.output) / 1000:.0f}k tokens  {left:.0f} s left")
 
 
-def mean(values):
-    values = list(values)
-    return round(sum(values) / len(values), 3) if values else 0
-
-
 def results_of(task, users, folder):
     """Metrics, counts and costs of a run folder, computed from its lines; writes lamp.json and gold.json beside them."""
     rows = {r["id"]: r for r in folder.rows("predictions.jsonl")}
     rows = [rows[q.id] for u in users for q in u.queries if q.id in rows]
     lines = list({r["user_id"]: r for r in folder.rows("personas.jsonl")}.values())
-    gold, pred, raw = ([r[k] for r in rows] for k in ("gold", "prediction", "text"))
-    for file, values in (("gold.json", gold), ("lamp.json", [p or "" for p in pred])):
-        folder.write(file, {"task": task.folder.split("/")[0],
-                            "golds": [{"id": r["id"], "output": v} for r, v in zip(rows, values)]})
-    used = [[s["action"] for s in r["steps"]] for r in rows]
-    steps = [s for r in rows + [s["answer"] for line in lines for i in line["iterations"] for s in i["samples"]] for s in r["steps"]]
+    for file, key in (("gold.json", "gold"), ("lamp.json", "prediction")):
+        folder.write(file, {"task": task.folder.split("/")[0], "golds": [{"id": r["id"], "output": r[key] or ""} for r in rows]})
+    simulated = [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]
     return {
-        "metrics": {"n": len(rows), "right": sum(g == p for g, p in zip(gold, pred)), **metrics.score(gold, pred, task.labels)},
-        "strict": metrics.score(gold, raw, task.labels), "unparsed": pred.count(None),
-        "errors": len({r["id"] for r in folder.rows("errors.jsonl")}),
-        "status": {s: sum(r["status"] == s for r in rows) for s in ("answered", "forced", "refused", "overflow")},
-        "tool_calls_per_answer": {t: mean(u.count(t) for u in used) for t in ("Wiki", "RAG")},
-        "answers_with_two_tools": sum({"Wiki", "RAG"} <= set(u) for u in used),
-        "failed_wiki_calls": sum(s["observation"] == WIKI_DOWN for s in steps),
+        **metrics.tally(rows, task.labels), "errors": len({r["id"] for r in folder.rows("errors.jsonl")}),
+        "failed_wiki_calls": sum(s["observation"] == WIKI_DOWN for r in rows + simulated for s in r["steps"]),
         "users": {"n": len(users), "leaks_removed": sum(u.leaks for u in users),
                   "aligned": sum(bool(line["iterations"]) for line in lines),
                   "updated": sum(any(i["accepted"] for i in line["iterations"]) for line in lines)},
         "usage": {**{s: asdict(Usage.total(line["usage"][s] for line in lines)) for s in ("profile", "alignment")},
-                  "answers": asdict(Usage.total(r["usage"] for r in rows))},
-        "seconds_per_query": mean(r["seconds"] for r in rows)}
+                  "answers": asdict(Usage.total(r["usage"] for r in rows))}}
 
 
 def print_table(task, results):
@@ -541,9 +538,8 @@ def show(query_id, root):
 
 # ---------------------------------------------------------------------------------------------------- command line
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise Problem(f"{message} (--help lists every flag)", 2)
+def misused(message):
+    raise Problem(f"{message} (--help lists every flag)", 2)
 
 
 def positive(text):
@@ -586,7 +582,9 @@ EXAMPLES = """examples:
 
 
 def arguments(argv):
-    parser = Parser(description=__doc__.split("\n")[0], epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=EXAMPLES, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = misused
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag, default, kind, text in flags:
@@ -594,22 +592,22 @@ def arguments(argv):
             group.add_argument(flag, default=default, type=kind, help=text, metavar=flag.rsplit("-", 1)[1].upper())
     args = parser.parse_args(argv)
     args.method = list(dict.fromkeys(args.method.split(",")))
-    for value, known, flag in [(args.task, TASKS, "--task"), *((m, METHODS, "--method") for m in args.method),
-                               (args.provider or "openai", ("openai", "bedrock"), "--provider")]:
-        if value not in known and not args.show:
-            raise Problem(f"{flag} {value}: choose from {', '.join(known)}" if value else f"{flag} is missing: choose from "
-                          f"{', '.join(known)}", 2)
+    args.stand_in = not (args.model or args.base_url or args.provider)
+    for flag, value, known in [("--task", args.task, TASKS), *(("--method", m, METHODS) for m in args.method),
+                               ("--provider", args.provider or "openai", ("openai", "bedrock"))]:
+        if value not in known and args.show is None:
+            misused(f"{flag} {value or 'is missing'}: choose from {', '.join(known)}")
+    if args.stand_in and (args.embed_model or args.embed_base_url or args.region):
+        misused("--embed-model, --embed-base-url and --region need a model: add --model, --base-url or --provider")
+    if args.data == "" or not 0 <= args.temperature <= 2:
+        misused("--data is empty" if args.data == "" else "--temperature is a number from 0 to 2")
     return args
-
-
-def stands_in(args):
-    return not (args.model or args.base_url or args.provider)
 
 
 def connect(args, embeds):
     """(model client, Wiki) for the flags and the environment; without a model flag the stand-in, whatever keys there are."""
     wiki = Wiki(args.wiki_base_url or "https://en.wikipedia.org")
-    if stands_in(args):
+    if args.stand_in:
         try:
             from tests import standin
         except ImportError:
@@ -643,12 +641,11 @@ def connect(args, embeds):
 
 def provenance(args, llm, argv):
     """What results.json says of its making. `settings` are what a run must have in common to be resumed."""
-    def git(*words):
-        try:
-            return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
+    try:
+        describe = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
     data, prompts = hashlib.sha256(), hashlib.sha256()
     for path in (f for pair in locate(TASKS[args.task], args.data or SAMPLE) for f in pair if f):
         with open(path, "rb") as file:
@@ -660,9 +657,8 @@ def provenance(args, llm, argv):
     settings = {k: getattr(args, k) for k in SETTINGS if k != "method"} | {
         "model": llm.model, "embed_model": llm.embed_model, "data_hash": data.hexdigest()[:16],
         "prompt_hash": prompts.hexdigest()[:16]}
-    return {"task": args.task, "stand_in": stands_in(args), "settings": settings, "provenance": {
-        "command": " ".join(["python", "lamp.py", *argv]), "commit": git("rev-parse", "HEAD"),
-        "changed_files": (git("status", "--porcelain") or "").splitlines(), "base_url": llm.base_url,
+    return {"task": args.task, "stand_in": args.stand_in, "settings": settings, "provenance": {
+        "command": " ".join(["python", "lamp.py", *argv]), "commit": commit, "base_url": llm.base_url,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
 
 
@@ -694,7 +690,7 @@ def print_plan(task, args, users, remarks, llm, origin):
 
 def main(argv):
     args = arguments(argv)
-    if args.show:
+    if args.show is not None:
         return show(args.show, args.output)
     task, embeds = TASKS[args.task], any(METHODS[m].embeds for m in args.method)
     users, remarks = load(task, args.data or SAMPLE, args.users, args.queries_per_user, args.max_history, args.limit, args.seed)
@@ -703,7 +699,7 @@ def main(argv):
     print_plan(task, args, users, remarks, llm, origin)
     opts = origin["settings"]
     changed = {k: opts[k] for k, default in SETTINGS.items() if opts.get(k, default) not in (default, "stand-in", args.task)}
-    name = "".join(f"-{k}={re.sub(r'[^-.0-9A-Za-z]+', '_', os.path.basename(str(v)))}" for k, v in changed.items())
+    name = "".join(f"-{k}={re.sub(r'[^-.0-9A-Za-z]+', '_', os.path.basename(os.path.abspath(v)) if k == 'data' else str(v))}" for k, v in changed.items())
     folders = {m: Folder(Path(args.output, task.name, m + name), opts) for m in args.method}
     llm.chat([{"role": "user", "content": "Reply with the word OK."}], max_tokens=16, tries=2)  # alone, so as to fail at once
     if embeds:
@@ -729,8 +725,8 @@ def cli(argv):
     try:
         return main(argv)
     except (Problem, ServiceError) as e:
-        print(f"lamp.py: {e}", file=sys.stderr)
-        return getattr(e, "exit_code", 1)
+        print(f"lamp.py: {e.args[0]}", file=sys.stderr)
+        return (*e.args, 1)[1]
     except KeyboardInterrupt:
         print("\nlamp.py: stopped. What was answered is kept: the same command goes on from there.", file=sys.stderr)
         return 130

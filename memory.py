@@ -105,6 +105,11 @@ class EpisodicMemory:
         view.episodes, view._rows = self.episodes[:i], self._rows[:len(self.episodes[:i])]
         return view
 
+    def drop(self, indices):
+        """Take episodes out of a view that `before` has made; the memory that it was made from stays as it is."""
+        kept = [i for i in range(len(self)) if i not in set(indices)]
+        self.episodes, self._rows = [self.episodes[i] for i in kept], self._rows[kept]
+
     def save(self, path):
         """Write episodes and embeddings to one file (.npz without pickle), replacing it only when complete."""
         part = f"{path}.part"

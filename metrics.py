@@ -167,3 +167,18 @@ def score(gold, pred, labels):
     if tuple(labels) == RATINGS:
         return {"MAE": mae(gold, pred), "RMSE": rmse(gold, pred)}
     return {"accuracy": accuracy(gold, pred, labels), "macro-F1": macro_f1(gold, pred, labels)}
+
+
+def tally(rows, labels):
+    """What a list of answers comes to: metrics, LaMP's strict metrics on the raw texts, and counts.
+
+    rows: dicts with gold, prediction (None: not parsed), text, status, steps ({"action", "observation"}) and seconds."""
+    gold, pred, texts = ([row[key] for row in rows] for key in ("gold", "prediction", "text"))
+    used, n = [[step["action"] for step in row["steps"]] for row in rows], max(len(rows), 1)
+    return {
+        "metrics": {"n": len(rows), "right": sum(g == p for g, p in zip(gold, pred)), **score(gold, pred, labels)},
+        "strict": score(gold, texts, labels), "unparsed": pred.count(None),
+        "status": {s: sum(row["status"] == s for row in rows) for s in ("answered", "forced", "refused", "overflow")},
+        "tool_calls_per_answer": {tool: round(sum(u.count(tool) for u in used) / n, 3) for tool in ("Wiki", "RAG")},
+        "answers_with_two_tools": sum({"Wiki", "RAG"} <= set(u) for u in used),
+        "seconds_per_query": round(sum(row["seconds"] for row in rows) / n, 3)}

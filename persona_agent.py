@@ -39,9 +39,6 @@ class Usage:
         """The sum of usages given as dicts."""
         return sum((cls(**u) for u in usages), cls())
 
-    def __sub__(self, other):
-        return Usage(*(a - b for a, b in zip(asdict(self).values(), asdict(other).values())))
-
 
 @dataclass
 class Reply:

@@ -352,7 +352,10 @@ class RAG(Tool):
     def _recall(self, query):
         if not query.strip():
             return "RAG needs a search query as its input."
-        found = [episode for episode, _ in self.memory.search(query, self.k)]
+        try:
+            found = [episode for episode, _ in self.memory.search(query, self.k)]
+        except ValueError as e:  # embeddings of another dimension: the embedding service is broken, not the query
+            raise ServiceError(f"the memory cannot be searched: {e}") from None
         room = LIMIT // max(len(found), 1) - 8  # every hit is shown, the long ones cut
         lines = [f"[{i}] {e.text if len(e.text) <= room else e.text[:room - 4] + ' ...'}" for i, e in enumerate(found, 1)]
         return "\n".join(lines) or "The user memory is empty: nothing is known about this user."

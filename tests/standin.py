@@ -1,9 +1,10 @@
 """A stand-in for a language model, an embedding model and Wikipedia: NOT a model, a few lexical rules behind real sockets.
 
-It speaks the wire formats that the clients use (OpenAI's /v1 chat, embeddings and models; Bedrock's Converse and InvokeModel
-for Titan and Cohere; Wikipedia's search and summary) and answers each request by deterministic rules from that request alone: hashed word vectors, and a reader that counts
-shared words. It accepts any key and any model name. It makes a first run possible without a key, and the tests run over
-it. A SigV4 signature is checked where the access key is AWS's documentation example. Its scores say nothing about the method.
+It speaks the wire formats that the clients use (OpenAI's /v1 chat, embeddings and models; Bedrock's Converse, and InvokeModel
+for Titan and Cohere; Wikipedia's search and summary) and answers each request by deterministic rules from that request alone:
+hashed word vectors, and a reader that counts shared words. It accepts any key and any model name; a SigV4 signature is checked
+where the access key is AWS's documentation example. It makes a first run possible without a key, and the tests run over it.
+Its scores say nothing about the method.
 
     python -m tests.standin --port 8000
 """

@@ -70,6 +70,18 @@ def test_simulation_sees_only_what_was_known_before(scripted, embed):
         assert all((e.response in observation) == (j < i + 1) for j, e in enumerate(EPISODES))
 
 
+def test_simulation_does_not_see_an_earlier_answer_to_the_same_question(scripted, embed):
+    def play(messages):
+        last = messages[-1]["content"]
+        if last.startswith((GRADIENT, UPDATE)):
+            return "You help very well."
+        return "Final Answer: x" if last.startswith("Observation") else "Action: RAG\nAction Input: question"
+    llm, twice = scripted(play), [Episode("The kettle broke", "1"), Episode("A good pan", "5"), Episode("the  KETTLE broke", "1")]
+    agent = build(llm, embed, twice)
+    seen = align(agent, llm, n=1).iterations[0].samples[0].answer.steps[0].observation
+    assert "pan" in seen and "kettle" not in seen.lower() and len(agent.memory) == 3
+
+
 def test_tools_of_the_agent_itself_stay_bound_to_the_whole_memory(scripted, embed):
     llm = model(scripted)
     agent = build(llm, embed)
@@ -134,6 +146,14 @@ PROMPT = "You are the assistant of a chemist.\n\n**Rules:**\n1. Be brief.\n2. Us
     f"Sure!\n\n{PROMPT}\n\n---\n\nThese changes make sure that:\n\n- a\n\n- b"])
 def test_packaging_is_not_part_of_the_persona(reply):
     assert unwrap(reply) == PROMPT
+
+
+@pytest.mark.parametrize("text", [
+    "You are X.\n\nIf you need background on a film, use Wiki.", "You are X.\n\nThis persona prefers classics.",
+    "You are X.\n\nWith these preferences in mind, choose 'classic'.", "Of course you must always search memory first.\n\nBe brief.",
+    "You are an agent for this persona:\n- likes war films", "You are X.\n\nThe system prefers short answers."])
+def test_content_that_looks_like_packaging_stays(text):
+    assert unwrap(text) == text
 
 
 def test_placeholder_in_a_value_stays_as_it_is():

@@ -15,6 +15,7 @@ from metrics import score
 from tests import standin
 from tools import RAG
 
+SECRET = ("dystopia", "psychology", "fantasy")  # labels that stand in none of the made-up questions
 ALL = "prompt,rag-4,no-alignment,personaagent"
 MOVIE = ("Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
          "explanation. tags: [comedy, action] description: ")
@@ -228,7 +229,42 @@ def test_malformed_record_is_told_and_does_not_stop_the_good_ones(tmp_path):
 def test_item_without_its_fields_is_told_and_left_out(tmp_path):
     write(tmp_path, [question("q", [{"id": "1", "description": "no tag"}, movie(2), "text"])], {"q": "action"})
     users, remarks = load(TASKS["lamp2m"], tmp_path)
-    assert len(users[0].history) == 1 and "no tag" in remarks[0] and len(remarks) == 2
+    assert len(users[0].history) == 1 and "no usable tag" in remarks[0] and len(remarks) == 2
+
+
+@pytest.mark.parametrize("user", [None, "", "missing"])
+def test_records_without_a_user_id_are_users_of_their_own(tmp_path, user):
+    asked = [question(k, [movie(1)]) | ({} if user == "missing" else {"user_id": user}) for k in "ab"]
+    write(tmp_path, asked, {"a": "action", "b": "comedy"})
+    assert [len(u.queries) for u in load(TASKS["lamp2m"], tmp_path)[0]] == [1, 1]
+
+
+def test_query_id_that_occurs_twice_is_refused(tmp_path):
+    write(tmp_path, [question("q", [movie(1)], user) for user in (1, 2)], {"q": "action"})
+    with pytest.raises(Problem, match="query id 'q' occurs more than once"):
+        load(TASKS["lamp2m"], tmp_path)
+
+
+@pytest.mark.parametrize("gold, kept", [("horror", False), ("Action", False), (None, False), (["action"], False), (" action ", True)])
+def test_gold_that_is_no_label_is_told_and_left_out(tmp_path, gold, kept):
+    write(tmp_path, [question("q", [movie(1)]), question("fine", [movie(1)])], {"q": gold, "fine": "action"})
+    users, remarks = load(TASKS["lamp2m"], tmp_path)
+    assert ("q" in [q.id for u in users for q in u.queries], bool(remarks)) == (kept, not kept)
+
+
+def test_score_given_as_a_number_is_a_label(tmp_path):
+    (tmp_path / "history.json").write_text(json.dumps([{"user_id": 1, "profile": [{"text": "t", "score": 4}], "query": [
+        {"id": 7, "input": REVIEW + "x", "gold": 4.0}]}]))
+    user, = load(TASKS["lamp3"], tmp_path)[0]
+    assert (user.queries[0].gold, user.history[0].response) == ("4", "4")
+
+
+def test_equal_titles_in_other_spelling_are_never_drawn_against_each_other(tmp_path):
+    asked = [{"id": f"q{u}", "user_id": u, "input": PAPER.format(f"Mine {u}", "Deep  Learning", "b"), "profile": [
+        {"id": "1", "title": f"T{u}", "abstract": "", "citation": c}]} for u, c in ((1, "own"), (2, "deep learning"), (3, "OWN"), (4, "x"))]
+    write(tmp_path, asked, {f"q{u}": "[1]" for u in (1, 2, 3, 4)}, task="LaMP_1")
+    users = {u.id: u.history[0].query for u in load(TASKS["lamp1"], tmp_path)[0]}
+    assert '"x"' in users["1"] and '"x"' in users["3"] and not any("deep learning" in q for i, q in users.items() if i != "2")
 
 
 def test_quotes_inside_titles_do_not_break_lamp1():
@@ -280,9 +316,9 @@ def test_each_method_sends_what_its_definition_says(server, tmp_path):
 
 
 def test_gold_of_an_evaluated_query_is_never_sent(server, tmp_path):
-    write(tmp_path, [question(f"q{n}", [movie(i) for i in range(4)], 1) for n in range(3)], {f"q{n}": f"SECRETGOLD{n}" for n in range(3)})
+    write(tmp_path, [question(f"q{n}", [movie(i) for i in range(4)], 1) for n in range(3)], dict(zip(("q0", "q1", "q2"), SECRET)))
     assert cli(["--task", "lamp2m", "--data", str(tmp_path), "--method", ALL, "--output", str(tmp_path / "out"), *server.flags]) == 0
-    assert len(server.bodies) > 30 and not [b for b in server.bodies if "SECRETGOLD" in json.dumps(b)]
+    assert len(server.bodies) > 30 and not [b for b in server.bodies if any(s in json.dumps(b) for s in SECRET)]
 
 
 # ---------------------------------------------------------------------------------------------------- runs
@@ -354,6 +390,27 @@ def test_failure_in_alignment_is_recorded_for_the_users_queries(server, tmp_path
     server.fail = lambda body: 400 if "prompt engineering" in json.dumps(body.get("messages", "")) else None
     assert cli(["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *server.flags]) == 1
     assert results(tmp_path)["errors"] == 3 and results(tmp_path)["metrics"]["n"] == 0
+
+
+def test_profile_too_long_for_the_model_is_the_methods_own_failure(server, tmp_path):
+    server.fail = lambda body: 413 if "oldest first" in json.dumps(body.get("messages", "")) else None
+    assert cli(["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *server.flags]) == 0
+    found = results(tmp_path)
+    assert (found["metrics"]["n"], found["metrics"]["right"], found["status"]["overflow"], found["errors"]) == (3, 0, 3, 0)
+
+
+def test_lone_surrogates_in_the_data_break_nothing(tmp_path):
+    write(tmp_path, [question("q", [movie(1, description="cut \ud83d"), movie(2)], text="film \ude00")], {"q": "action"})
+    assert cli(["--task", "lamp2m", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert results(tmp_path / "out")["metrics"]["n"] == 1
+
+
+@pytest.mark.parametrize("file, text", [("predictions.jsonl", '{"id": 1\n{}\n'), ("results.json", "[]"), ("results.json", "{")])
+def test_damaged_run_folder_is_refused_in_one_line(tmp_path, capsys, file, text):
+    command = ["--task", "lamp2m", "--limit", "1", "--method", "prompt", "--output", str(tmp_path)]
+    cli(command)
+    (tmp_path / "lamp2m/prompt-limit=1" / file).write_text(text)
+    assert cli(command) in (1, 2) and capsys.readouterr().err.count("\n") == 1
 
 
 def test_unreachable_wikipedia_is_counted_and_said_loudly(server, tmp_path, capsys):
