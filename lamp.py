@@ -599,6 +599,9 @@ def arguments(argv):
             misused(f"{flag} {value or 'is missing'}: choose from {', '.join(known)}")
     if args.stand_in and (args.embed_model or args.embed_base_url or args.region):
         misused("--embed-model, --embed-base-url and --region need a model: add --model, --base-url or --provider")
+    for url in filter(None, (args.base_url, args.embed_base_url, args.wiki_base_url)):
+        if not re.match(r"https?://[^/@\s]+(/[^@\s]*)?$", url):
+            misused("an address must look like http://localhost:11434/v1, without user or password (a key: OPENAI_API_KEY)")
     if args.data == "" or not 0 <= args.temperature <= 2:
         misused("--data is empty" if args.data == "" else "--temperature is a number from 0 to 2")
     return args

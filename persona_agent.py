@@ -63,7 +63,7 @@ class Client:
     def __init__(self, model, embed_model, temperature, workers):
         self.model, self.embed_model, self.temperature, self.workers = model, embed_model, temperature, workers
         self.http, self.embed_usage, self._lock = Http(workers), Usage(), threading.Lock()
-        self.options, self._headers, self._sign = dict(self.options), {}, None
+        self.options, self._headers, self._sign, self._cut = dict(self.options), {}, None, False
 
     def _call(self, method, url, body, read, model=None, tries=None):
         """read(answer of the server); a failure gets advice."""
@@ -98,12 +98,13 @@ class Client:
         """Whether error `e` refuses one of the options sent; that one is then renamed or left out from now on."""
         refused = re.search(r"unsupported|not support|n't support|deprecated|not (allowed|permitted)|unrecognized|unexpected",
                             f"{e.code} {e}", re.I)
-        for name, wire in self.options.items():
-            if e.status == 400 and refused and wire in sent and re.search(rf"(?i)\b({wire}|{name})\b", str(e)):
+        names = {wire: name for name, wire in type(self).options.items()} | {"max_completion_tokens": "max_tokens"}
+        for wire in sent:  # not what the options are now: another thread may have learned the same meanwhile
+            if e.status == 400 and refused and re.search(rf"(?i)\b({wire}|{names[wire]})\b", str(e)):
                 with self._lock:
-                    if self.options[name] == wire:  # another thread may have learned it meanwhile
-                        self.options[name] = "max_completion_tokens" if wire == "max_tokens" else None
-                        LOG.warning("%s refuses '%s': sent as '%s' from now on", self.model, wire, self.options[name])
+                    if self.options[names[wire]] == wire:
+                        other = self.options[names[wire]] = "max_completion_tokens" if wire == "max_tokens" else None
+                        LOG.warning("%s refuses '%s': %s", self.model, wire, f"sent as '{other}'" if other else "left out")
                 return True
         return False
 
@@ -120,7 +121,7 @@ class Client:
         with ThreadPoolExecutor(min(self.workers, len(batches)) or 1) as pool:
             rows = [row for batch in pool.map(lambda b: self._fit(b, query, tries), batches) for row in batch]
         try:
-            array = np.array(rows, np.float32).reshape(len(texts), -1)
+            array = np.array(rows, np.float32).reshape(len(texts), -1 if texts else 0)
         except (TypeError, ValueError):
             array = np.full(1, np.nan)
         if texts and not (array.size and np.isfinite(array).all()):
@@ -138,9 +139,9 @@ class Client:
             if len(batch[0]) < 100:
                 raise
             with self._lock:
-                if self.longest > len(batch[0]) // 2:
-                    self.longest = len(batch[0]) // 2
-                    LOG.warning("%s: texts are cut to %d characters from now on", self.embed_model, self.longest)
+                if not self._cut:
+                    LOG.warning("%s takes no text of %d characters: long ones are cut", self.embed_model, len(batch[0]))
+                self.longest, self._cut = min(self.longest, len(batch[0]) // 2), True
             return self._fit([batch[0][:self.longest]], query, tries)
         if len(rows) != len(batch):
             raise ServiceError(f"{self.embed_model} returned {len(rows)} embeddings for {len(batch)} texts")

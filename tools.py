@@ -18,6 +18,7 @@ from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import quote, urlsplit
 
 import requests
+import urllib3
 
 LIMIT = 2000  # characters of an observation; cut when it is made, so that a conversation only ever grows
 
@@ -48,14 +49,14 @@ class Http:
 
     Tried again, up to `tries` times and `deadline` seconds in all, after a full-jitter back-off or as long as the server
     asks (up to two minutes): connections refused, reset or cut off, time-outs, bodies that are no JSON, and the statuses
-    408, 409, 424, 429 and 5xx. After a whole round without any answer nothing more is sent. Never: other 4xx, redirects of a POST, inputs too long for the model, and quotas, credits
-    and daily limits that are used up. Redirects of a GET are followed; cookies, ~/.netrc and, for loopback addresses,
-    proxies are ignored.
+    408, 409, 424, 429 and 5xx. Never: other 4xx, redirects of a POST, inputs too long for the model, and quotas, credits and
+    daily limits that are used up. After a whole round without any answer nothing more is sent to that host. Redirects of a
+    GET are followed; cookies, ~/.netrc and, for loopback addresses, proxies are ignored.
     """
 
     def __init__(self, workers=8, tries=8, deadline=900, polite=0):
         self.tries, self.deadline, self.polite = tries, deadline, polite  # polite: least seconds to wait after a 429
-        self.dead = None  # what a whole round of tries without any answer said; nothing is sent after that
+        self.dead = {}  # host -> what a whole round of tries without any answer said; nothing more is sent there
         self.slots, self.session = threading.BoundedSemaphore(workers), requests.Session()
         self.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
@@ -65,98 +66,100 @@ class Http:
         """read(JSON of a 2xx answer) to `body` (JSON-able or None). Raises ServiceError with the server's own words.
 
         sign(method, url, headers, data) -> headers, called anew for each try with the very bytes that are sent."""
-        data = None if body is None else _utf8(body)
-        start, tries, n = time.monotonic(), tries or self.tries, 0
-        if self.dead:
-            raise ServiceError(self.dead)
+        data, host = None if body is None else _utf8(body), url.split("/")[2:3]
+        start, tries, n = None, tries or self.tries, 0
+        if str(host) in self.dead:
+            raise ServiceError(self.dead[str(host)])
         while True:
             n += 1
-            all_headers = {"Content-Type": "application/json", **(headers or {})}
             try:
-                all_headers = sign(method, url, all_headers, data) if sign else all_headers
-                left = self.deadline + start - time.monotonic()
-                return self._once(method, url, data, all_headers, read, min(timeout, left))
+                with self.slots:
+                    start = start or time.monotonic()  # waiting for a free slot is no fault of the server
+                    left = max(self.deadline + start - time.monotonic(), 0.1)
+                    sent = {"Content-Type": "application/json", **(headers or {})}
+                    sent = sign(method, url, sent, data) if sign else sent
+                    return self._once(method, url, data, sent, read, min(timeout, left))
             except ServiceError as e:
                 least = e.wait or (self.polite if e.status == 429 else 0)
                 pause = least + random.uniform(0, min(30, 0.5 * 2 ** n))
                 late = time.monotonic() - start + pause > self.deadline
                 if e.wait is False or n >= tries or late:
-                    spent = f" (tried {n} times in {time.monotonic() - start:.0f} s)" if n > 1 else ""
-                    message = _redact(f"{e}{spent}", all_headers)
-                    self.dead = message if e.status is None and n >= self.tries else None
+                    message = f"{e} (tried {n} times in {time.monotonic() - start:.0f} s)" if n > 1 else str(e)
+                    if e.status is None and e.wait is None and (late or n >= self.tries):
+                        self.dead[str(host)] = message
                     raise type(e)(message, e.status, e.code) from None
             time.sleep(pause)
 
     def _once(self, method, url, data, headers, read, seconds):
-        where, end = re.sub(r"//[^/@]*@", "//", url).split("?")[0], time.monotonic() + seconds
-        local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+        where, end, content = re.sub(r"//[^/]*@", "//", url).split("?")[0], time.monotonic() + seconds, b""
         try:
-            with self.slots, self.session.request(
+            local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+            with self.session.request(
                     method, url, data=data, headers=headers, stream=True, timeout=(min(10, seconds), seconds),
                     auth=lambda request: request,  # any callable keeps ~/.netrc from replacing our Authorization
                     allow_redirects=method == "GET", proxies={"http": "", "https": ""} if local else None) as r:
-                content = b""
-                for chunk in r.iter_content(1 << 16):  # the time-out above is per read; a dripping server never meets it
+                receive = getattr(r.raw, "read1", r.raw.read)  # what has come, so that a dripping server meets the deadline
+                while chunk := receive(1 << 16, decode_content=True):
                     content += chunk
                     if time.monotonic() > end:
                         raise requests.Timeout("timed out")
         except (requests.exceptions.InvalidHeader, UnicodeError):  # the message would print the header, and the key in it
             raise ServiceError("a request header holds characters that HTTP does not allow: check the key for line breaks "
                                "and for characters outside ASCII") from None
-        except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema, requests.exceptions.InvalidURL,
-                requests.TooManyRedirects, ValueError) as e:
-            raise ServiceError(f"'{where}' cannot be requested: {e}") from None
-        except requests.RequestException as e:
+        except (ValueError, requests.TooManyRedirects) as e:  # requests' errors about addresses are ValueErrors
+            why = "it redirects for ever" if isinstance(e, requests.TooManyRedirects) else "it is no http or https address"
+            raise ServiceError(f"'{where}' cannot be requested: {why}") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as e:
             raise ServiceError(f"no answer from {where}: {_reason(e)}", wait=None) from None
+        said = _redact(content.decode("utf-8", "replace"), headers)
         if r.status_code // 100 != 2:
-            raise _failure(r, content, where)
-        said = content.decode("utf-8", "replace")
+            raise _failure(r, said, where)
         try:
-            answer = json.loads(said)
+            answer = json.loads(content)
         except (ValueError, RecursionError):
             web = said.lstrip().startswith("<")  # a web page: another server, or not its API
             raise ServiceError(f"{where} answered with {'a web page' if web else 'something'} that is not JSON: {said[:200]!r}",
                                r.status_code, wait=False if web else None) from None
         try:
             return read(answer)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise ServiceError(f"{where} did not answer as expected: {said}", r.status_code) from None
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
+            again = None if '"error"' in said[:100] else False  # some servers send passing faults with status 200
+            raise ServiceError(f"{where} did not answer as expected: {said[:600]}", r.status_code, wait=again) from None
 
 
-def _failure(r, content, where):
-    """The ServiceError of an error answer."""
-    code, kind, message = fault(content)
+def _failure(r, said, where):
+    """The ServiceError of an error answer with the body `said`."""
+    code, kind, message = fault(said)
     code = r.headers.get("x-amzn-errortype", code or "").split(":")[0].split("#")[-1] or kind
-    said = f"{code} {kind} {message}"
-    request_id = r.headers.get("x-request-id") or r.headers.get("x-amzn-requestid")
-    text = (f"HTTP {r.status_code} from {where}: {message or r.headers.get('location') or 'no message'}"
-            + (f" [{code}]" if code else "") + (f" (request {request_id})" if request_id else ""))
-    if r.status_code in (400, 413, 500) and OVERFLOW.search(said) or r.status_code == 413:
+    everything, request_id = f"{code} {kind} {message}", r.headers.get("x-request-id") or r.headers.get("x-amzn-requestid")
+    text = (f"HTTP {r.status_code} from {where}: {message[:600] or 'no message'}" + (f" [{code}]" if code else "")
+            + (f" (it points to {r.headers['location']})" if "location" in r.headers else "")
+            + (f" (request {request_id})" if request_id else ""))
+    if r.status_code in (400, 413, 500) and OVERFLOW.search(everything) or r.status_code == 413:
         return ContextOverflow(text, r.status_code, code)
     again = r.status_code in (408, 409, 424, 429) or r.status_code >= 500
     again = {"true": True, "false": False}.get(r.headers.get("x-should-retry"), again)
-    if not again or SPENT.search(said) or r.status_code == 429 and "per day" in message:
+    if not again or SPENT.search(everything) or r.status_code == 429 and "per day" in message:
         return ServiceError(text, r.status_code, code)
     wait = _asked_wait(r.headers)
     asked = f" (it asks to wait {wait:.0f} s)" if wait and wait > 120 else ""
     return ServiceError(text + asked, r.status_code, code, False if asked else wait)
 
 
-def fault(content):
+def fault(said):
     """(code, type, message) of an error body, in any of the shapes that servers use.
 
     {"error": {"message", "code", "type"}} | {"error": text} | {"message" | "Message" | "detail": text} | text | HTML"""
     try:
-        data = json.loads(content)
+        data = json.loads(said)
     except (ValueError, RecursionError):
-        text = content.decode("utf-8", "replace")
-        return None, None, " ".join(re.sub(r"(?s)<(style|script).*?</\1>|<[^>]+>", " ", text).split())[:300]
+        return None, None, " ".join(re.sub(r"(?s)<(style|script).*?</\1>|<[^>]+>", " ", said).split())
     data = (data.get("error") or data) if isinstance(data, dict) else data
     if not isinstance(data, dict):
-        return None, None, str(data)[:600]
+        return None, None, str(data)
     code, kind = (str(v).split(":")[0].split("#")[-1] if isinstance(v, str) else None
                   for v in (data.get("code") or data.get("Code") or data.get("__type"), data.get("type")))
-    return code, kind, str(data.get("message") or data.get("Message") or data.get("detail") or data)[:2000]
+    return code, kind, str(data.get("message") or data.get("Message") or data.get("detail") or data)
 
 
 def _asked_wait(headers):
@@ -181,8 +184,7 @@ def _redact(text, headers):
     secrets = [value.partition(" ")[2], headers.get("X-Amz-Security-Token", "")] + value.split()[1:]
     for secret in sorted((s for s in secrets if len(s) > 5), key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = re.sub(r"(?i)(x-amz-security-token[:=]\s*)\S+", r"\1***", text)
-    return text if len(text) < 900 else text[:900] + " ..."
+    return re.sub(r"(?i)(x-amz-security-token[:=]\s*)\S+", r"\1***", text)
 
 
 def _utf8(body):
@@ -213,7 +215,8 @@ def sigv4(method, url, headers, data, region, access_key, secret_key, token=None
 
     now: 'YYYYMMDDTHHMMSSZ', for tests."""
     now, parts = now or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), urlsplit(url)
-    signed = {"content-type": headers["Content-Type"], "host": parts.netloc, "x-amz-date": now}
+    port = f":{parts.port}" if parts.port and parts.port != {"http": 80, "https": 443}.get(parts.scheme) else ""
+    signed = {"content-type": headers["Content-Type"], "host": parts.hostname + port, "x-amz-date": now}
     signed |= {"x-amz-security-token": token} if token else {}
     names, scope = ";".join(signed), f"{now[:8]}/{region}/{service}/aws4_request"
     canonical = "\n".join([method, quote(parts.path, safe="/-_.~"), "", *(f"{k}:{v}" for k, v in signed.items()), "", names,

@@ -2,6 +2,7 @@
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def server():
         yield faults
 
 
+@pytest.fixture
+def pauses(monkeypatch):
+    """The seconds of every pause between two tries, none of which is waited for."""
+    seconds = []
+    monkeypatch.setattr("tools.time.sleep", seconds.append)
+    return seconds
+
+
 def client(server, key=KEY, **options):
     return OpenAICompatible("chat-1", "embed-1", server.url + "/v1", key, **options)
 
@@ -40,6 +49,10 @@ def said(content="hello", finish="stop", usage=None, **message):
 def vectors(*rows, indices=None, tokens=0):
     data = [{"index": i, "embedding": row} for i, row in zip(indices or range(len(rows)), rows)]
     return Answer({"data": data, "usage": {"prompt_tokens": tokens}})
+
+
+def refused(message, status=400, **more):
+    return Answer({"error": {"message": message, **more}}, status)
 
 
 def failure(server, key=KEY, tries=2):
@@ -110,6 +123,14 @@ def test_proxy_does_not_catch_loopback(server, monkeypatch, variable):
     monkeypatch.setenv(variable, dead_address())
     server.script(said("direct"))
     assert client(server).chat(USER, tries=1).text == "direct"
+
+
+def test_cookies_are_not_sent_back(server):
+    server.script(Answer(said().body, headers={"Set-Cookie": "session=1; Path=/"}))
+    kept = client(server)
+    kept.chat(USER)
+    kept.chat(USER)
+    assert "Cookie" not in server.requests[1].headers
 
 
 def test_lone_surrogates_arrive_as_replacement_characters(server):
@@ -201,11 +222,106 @@ def test_html_with_status_200_is_a_service_error(server):
     assert "not JSON: '<html>Welcome" in str(failure(server))
 
 
+@pytest.mark.parametrize("stop, requests", [(["\nObservation"], 2), ([], 1), (None, 1)])
+def test_empty_answer_is_asked_for_once_more_without_the_stop(server, stop, requests):
+    server.script(said(""), said("hello"))
+    assert client(server).chat(USER, stop=stop).text == ("hello" if requests == 2 else "")
+    assert ["stop" in r.body for r in server.requests] == [bool(stop), False][:requests]
+
+
+def test_answer_that_is_empty_without_the_stop_too_stays_empty(server):
+    server.script(said(""))
+    reply = client(server).chat(USER, stop=["\nObservation"])
+    assert (reply.text, reply.finish, len(server.requests)) == ("", "stop", 2)
+
+
+@pytest.mark.parametrize("answer", [said("", "length"), said("", "content_filter"), said("x")])
+def test_answer_of_another_kind_is_not_asked_for_again(server, answer):
+    server.script(answer)
+    client(server).chat(USER, stop=["\nObservation"])
+    assert len(server.requests) == 1
+
+
+def test_usage_of_both_answers_is_counted(server):
+    server.script(said("", usage={"prompt_tokens": 10, "completion_tokens": 7}),
+                  said("hello", usage={"prompt_tokens": 11, "completion_tokens": 3}))
+    used = client(server).chat(USER, stop=["\nObservation"]).usage
+    assert (used.calls, used.input, used.output) == (2, 21, 10)
+
+
+# options that a model refuses
+
+STOP_REFUSED = refused("Unsupported parameter: 'stop' is not supported with this model.", type="invalid_request_error",
+                       param="stop", code="unsupported_parameter")
+
+
+@pytest.mark.parametrize("refusal, name, instead", [
+    (STOP_REFUSED, "stop", None),
+    (refused("Unsupported value: 'temperature' does not support 0.1 with this model. Only the default (1) value is "
+             "supported.", param="temperature", code="unsupported_value"), "temperature", None),
+    (refused("Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+             "instead.", param="max_tokens", code="unsupported_parameter"), "max_tokens", "max_completion_tokens"),
+    (refused("`temperature` is deprecated for this model."), "temperature", None),
+], ids=["stop", "temperature", "max_tokens", "without a code"])
+def test_refused_option_costs_one_request_and_is_remembered(server, caplog, refusal, name, instead):
+    server.script(refusal, said())
+    learner = client(server)
+    assert [learner.chat(USER, stop=["\nObservation"]).text for _ in range(2)] == ["hello"] * 2
+    first, *later = [r.body for r in server.requests]
+    assert later == [{instead if k == name else k: v for k, v in first.items() if instead or k != name}] * 2
+    assert len(caplog.records) == 1 and f"'{name}'" in caplog.text
+
+
+def test_option_refused_to_several_threads_at_once_fails_none_of_them(server):
+    busy = client(server)
+    server.script(*[Answer({"error": {"message": "Unsupported parameter: 'stop' is not supported with this model.", "param": "stop",
+                                      "code": "unsupported_parameter"}}, 400, delay=0.05)] * 3, said("fine"))
+    with ThreadPoolExecutor(3) as pool:
+        assert [r.text for r in pool.map(lambda _: busy.chat(USER, stop=["\nObservation"]), range(3))] == ["fine"] * 3
+
+
+def test_waiting_for_a_free_slot_is_not_the_servers_time(server):
+    server.script(Answer(said("late").body, delay=0.15))
+    slow = Http(workers=1, tries=1, deadline=0.4)
+    with ThreadPoolExecutor(5) as pool:
+        assert len(list(pool.map(lambda _: slow.send("POST", server.url, {}), range(5)))) == 5
+
+
+def test_no_texts_give_no_embeddings(server):
+    assert client(server).embed([]).shape == (0, 0) and not server.requests
+
+
+def test_two_refused_options_are_learned_one_after_the_other(server):
+    server.script(STOP_REFUSED, refused("Unsupported value: 'temperature'", code="unsupported_value"), said())
+    client(server).chat(USER, stop=["\nObservation"])
+    assert set(server.requests[-1].body) == {"model", "messages", "max_tokens"} and len(server.requests) == 3
+
+
+@pytest.mark.parametrize("answer", [
+    refused("Invalid 'temperature': it must be at most 2"), refused("This model does not support images"),
+    refused("'top_p' is not supported"), refused("'stop' is unsupported", 422), refused("'stop' is unsupported", 404)])
+def test_another_refusal_is_not_swallowed(server, answer):
+    server.script(answer, said())
+    with pytest.raises(ServiceError, match=re.escape(answer.body["error"]["message"])):
+        client(server).chat(USER, stop=["\nObservation"])
+    assert len(server.requests) == 1
+
+
+def test_refusal_of_an_option_that_was_not_sent_is_not_swallowed(server):
+    server.script(STOP_REFUSED, said())
+    assert "'stop' is not supported" in str(failure(server))
+
+
 # what is tried again
 
 @pytest.mark.parametrize("first", [
     *[Answer({"error": {"message": "busy"}}, status) for status in (408, 409, 429, 500, 502, 503, 529)],
     Answer({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, 429, {"Retry-After": "0.01"}),
+    Answer(b'{"choices": [', headers={"X-What": "half a JSON"}), Answer(b"", headers={"X-What": "nothing"}),
+    Answer({"error": {"message": "Rate limit reached for requests per min (RPM): Limit 3. You can raise it by adding a "
+                                 "payment method at https://platform.openai.com/account/billing.", "type": "requests",
+                      "code": "rate_limit_exceeded"}}, 429, {"X-What": "billing"}),
+    Answer({"error": "bad"}, 400, {"x-should-retry": "true"}),
     Answer(action="reset"), Answer(action="close"), Answer(action="truncate"),
     Answer(b"no gzip", headers={"Content-Encoding": "gzip"}),
 ], ids=lambda answer: f"{answer.status} {answer.action or ''} {[*answer.headers]}")
@@ -229,7 +345,11 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced(server):
     (429, {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": None}),
     (429, {"message": "stop", "type": "insufficient_quota", "code": "organization_spend_limit_exceeded"}),
     (429, {"message": "stop", "type": "insufficient_quota", "code": "organization_usage_limit_exceeded"}),
+    *[(429, {"message": "stop", "code": code}) for code in (
+        "credit_balance_exhausted", "project_spend_limit_exceeded", "organization_spend_limit_exceeded",
+        "organization_usage_limit_exceeded", "billing_hard_limit_reached")],
     (429, {"message": "Too many tokens per day, please wait before trying again."}),
+    (429, {"message": "Rate limit reached on requests per day (RPD): Limit 200", "code": "rate_limit_exceeded"}),
 ])
 def test_a_lasting_fault_is_not_tried_again(server, status, error):
     server.script(Answer({"error": error}, status), said())
@@ -239,29 +359,47 @@ def test_a_lasting_fault_is_not_tried_again(server, status, error):
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirected_post_is_not_followed(server, status):
-    server.script(Answer(status=status, headers={"Location": "/v1/elsewhere"}), said())
-    assert failure(server).status == status
+    server.script(Answer(b"", status, {"Location": "/v1/elsewhere"}), said())
+    error = failure(server)
+    assert error.status == status and "/v1/elsewhere" in str(error)
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("header, value", [("Retry-After", "0.2"), ("retry-after-ms", "200")])
-def test_the_wait_that_a_server_asks_for_is_kept(server, header, value):
-    server.script(Answer(status=429, headers={header: value}), said())
+def test_a_fault_that_the_server_calls_lasting_is_not_tried_again(server):
+    server.script(Answer(status=503, headers={"x-should-retry": "false"}), said())
+    assert failure(server).status == 503
+    assert len(server.requests) == 1
+
+
+def test_the_wait_that_a_server_asks_for_passes_before_the_next_try(server):
+    server.script(Answer(status=429, headers={"Retry-After": "0.1"}), said())
     client(server).chat(USER)
-    assert server.requests[1].time - server.requests[0].time >= 0.2
+    assert server.requests[1].time - server.requests[0].time >= 0.1
 
 
-def test_a_server_that_asks_for_over_two_minutes_is_not_tried_again(server, monkeypatch):
-    monkeypatch.setattr("tools.time.sleep", lambda seconds: None)
-    server.script(Answer({"error": "come back later"}, 429, {"Retry-After": "121"}), said())
-    assert "come back later" in str(failure(server))
-    assert len(server.requests) == 1
+@pytest.mark.parametrize("headers, least, most", [
+    ({"Retry-After": "7"}, 7, 7), ({"Retry-After": "1.5"}, 1.5, 1.5), ({"retry-after-ms": "250"}, 0.25, 0.25),
+    ({"x-amz-retry-after": "250"}, 0.25, 0.25), ({"retry-after-ms": "250", "Retry-After": "7"}, 0.25, 0.25),
+    ({"Retry-After": lambda: formatdate(time.time() + 60, usegmt=True)}, 57, 60),
+    ({"Retry-After": lambda: formatdate(time.time() - 60, usegmt=True)}, 0, 0),
+    ({"Retry-After": "-1"}, 0, 0), ({"Retry-After": "soon"}, 0, 0), ({"Retry-After": "nan"}, 0, 0), ({}, 0, 0)])
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_wait_that_a_server_asks_for(server, pauses, status, headers, least, most):
+    headers = {k: v() if callable(v) else v for k, v in headers.items()}
+    server.script(Answer(status=status, headers=headers), said())
+    client(server).chat(USER)
+    assert len(pauses) == 1 and least <= pauses[0] <= most
 
 
-def test_back_off_doubles_up_to_half_a_minute(server, monkeypatch):
-    pauses = []
+@pytest.mark.parametrize("wait, said_so", [("121", "121 s"), ("inf", "inf s"), ("Fri, 31 Dec 9999 23:59:59 GMT", " s")])
+def test_a_server_that_asks_for_over_two_minutes_is_not_tried_again_and_that_is_said(server, pauses, wait, said_so):
+    server.script(Answer({"error": "come back later"}, 429, {"Retry-After": wait}), said())
+    assert re.search(rf"come back later.*it asks to wait \w*{said_so}", str(failure(server)))
+    assert len(server.requests) == 1 and not pauses
+
+
+def test_back_off_doubles_up_to_half_a_minute(server, monkeypatch, pauses):
     monkeypatch.setattr("tools.random.uniform", lambda low, high: high)
-    monkeypatch.setattr("tools.time.sleep", pauses.append)
     server.script(Answer(status=500))
     failure(server, tries=8)
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
@@ -273,6 +411,37 @@ def test_no_try_starts_after_the_deadline(server, monkeypatch):
     with pytest.raises(ServiceError):
         Http(tries=50, deadline=0.25).send("GET", server.url)
     assert 2 <= len(server.requests) <= 3
+
+
+@pytest.mark.parametrize("action", ["chunks", "drip"])
+def test_an_answer_that_never_ends_is_given_up_at_the_deadline(server, action):
+    server.script(Answer(said("drop by drop").body, action=action, pause=0.02))
+    dripping, start = client(server), time.monotonic()
+    dripping.http = Http(deadline=0.15)
+    with pytest.raises(ServiceError, match="timed out"):
+        dripping.chat(USER)
+    assert 0.1 < time.monotonic() - start < 1
+
+
+def test_after_a_whole_round_without_any_answer_nothing_more_is_sent(server, pauses):
+    server.script(Answer(action="close"))
+    cut_off = client(server)
+    cut_off.http = Http(tries=3)
+    for _ in range(2):
+        with pytest.raises(ServiceError, match="closed without an answer.*tried 3 times"):
+            cut_off.chat(USER)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("answer, tries", [(Answer(action="close"), 2), (Answer(status=503), None)],
+                         ids=["fewer tries than a round", "an answer, though a bad one"])
+def test_after_less_than_that_the_next_request_is_sent(server, pauses, answer, tries):
+    server.script(*[answer] * (tries or 3), said("back"))
+    cut_off = client(server)
+    cut_off.http = Http(tries=3)
+    with pytest.raises(ServiceError):
+        cut_off.chat(USER, tries=tries)
+    assert cut_off.chat(USER).text == "back"
 
 
 # how it fails
@@ -310,6 +479,13 @@ def test_the_message_of_every_error_shape_is_shown(server, body, message):
     (500, {"detail": f"header was 'Bearer {KEY}'"}),
     (403, f"<p>{KEY}</p>".encode()),
     (400, f"no key {KEY} here".encode()),
+    (401, {"error": {"message": "no", "code": KEY}}),
+    (401, {"error": {"message": "no", "type": KEY}}),
+    (401, {"error": {"message": "x" * 590 + KEY}}),
+    (401, {"error": {"message": f"{KEY} " * 200}}),
+    (200, f"no key {KEY} here".encode()),
+    (200, f"<p>no key {KEY} here".encode()),
+    (200, {"choices": [], "debug": {"Authorization": f"Bearer {KEY}"}}),
 ])
 def test_a_key_that_the_server_echoes_is_hidden(server, status, body):
     server.script(Answer(body, status))
@@ -322,6 +498,30 @@ def test_a_key_with_a_line_break_inside_is_refused_and_hidden(server):
     message = str(failure(server, key="sk-first\nsk-second"))
     assert "line breaks" in message and "first" not in message and "second" not in message
     assert not server.requests
+
+
+def test_a_key_beyond_ascii_is_refused_and_hidden(server):
+    message = str(failure(server, key="sk-schlüssel-€"))
+    assert "outside ASCII" in message and "schl" not in message
+    assert not server.requests
+
+
+def test_a_password_in_the_address_is_hidden(server):
+    address = server.url.replace("//", "//user:password@")
+    server.script(refused("no"))
+    for url in (address, dead_address().replace("//", "//user:password@")):
+        with pytest.raises(ServiceError) as raised:
+            OpenAICompatible("chat-1", base_url=url).chat(USER, tries=1)
+        assert "//127.0.0.1:" in str(raised.value) and "password" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", [
+    "localhost:8000/v1", "127.0.0.1:8000", "/v1", "ftp://localhost/v1", "http://", "https//x/v1", "http:///v1",
+    "http://localhost:port/v1", "http://localhost:99999/v1", "http://.x/v1"])
+def test_an_address_that_is_none_fails_at_once(pauses, address):
+    with pytest.raises(ServiceError, match="cannot be requested: .*is the base URL right"):
+        OpenAICompatible("chat-1", base_url=address).chat(USER)
+    assert not pauses
 
 
 @pytest.mark.parametrize("error", [
@@ -377,6 +577,9 @@ def test_an_error_advises(server, status, advice):
 
 # embeddings and models
 
+TOO_LONG = Answer({"error": "the input length exceeds the context length"}, 400)
+
+
 def test_embeddings_are_asked_for_in_batches_of_64_in_order(server):
     texts = [f"text {i}" for i in range(130)]
     batches = [range(64), range(64, 128), range(128, 130)]
@@ -384,6 +587,43 @@ def test_embeddings_are_asked_for_in_batches_of_64_in_order(server):
     rows = client(server, workers=1).embed(texts)
     assert [r.body for r in server.requests] == [{"model": "embed-1", "input": [texts[i] for i in b]} for b in batches]
     assert rows[:, 0].tolist() == list(range(130))
+
+
+def test_embeddings_are_asked_for_in_batches_by_size_too(server):
+    server.script(vectors([1], [2]), vectors([3]), vectors([4]), vectors([5], [6]))
+    embedder = client(server, workers=1)
+    embedder.room = 10
+    assert embedder.embed(["aaaa", "bbbbbb", "c" * 9, "d" * 20, "e", "f"])[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert [[len(t) for t in r.body["input"]] for r in server.requests] == [[4, 6], [9], [20], [1, 1]]
+
+
+def test_a_batch_that_is_too_long_is_halved(server):
+    server.script(TOO_LONG, vectors([1], [2]), TOO_LONG, vectors([3]), vectors([4], [5]))
+    rows = client(server, workers=1).embed([*"abcde"])
+    assert ["".join(r.body["input"]) for r in server.requests] == ["abcde", "ab", "cde", "c", "de"]
+    assert rows[:, 0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_text_that_is_too_long_is_halved_until_it_fits(server):
+    server.script(TOO_LONG, TOO_LONG, vectors([1]))
+    assert client(server).embed(["x" * 400]).tolist() == [[1]]
+    assert [len(r.body["input"][0]) for r in server.requests] == [400, 200, 100]
+
+
+def test_later_texts_are_cut_at_once_and_that_is_said_once(server, caplog):
+    server.script(TOO_LONG, vectors([1]))
+    embedder = client(server)
+    for length in (400, 500, 600):
+        embedder.embed(["x" * length])
+    assert [len(r.body["input"][0]) for r in server.requests] == [400, 200, 200, 200]
+    assert [r.getMessage() for r in caplog.records] == ["embed-1 takes no text of 400 characters: long ones are cut"]
+
+
+def test_a_short_text_that_is_still_too_long_is_an_overflow(server):
+    server.script(TOO_LONG)
+    with pytest.raises(ContextOverflow):
+        client(server).embed(["x" * 99])
+    assert len(server.requests) == 1
 
 
 def test_embeddings_are_float32_one_row_a_text(server):

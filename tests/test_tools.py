@@ -5,7 +5,7 @@ import pytest
 
 from memory import Episode, EpisodicMemory
 from tests.faults import Answer, Faults, dead_address
-from tools import LIMIT, RAG, WIKI_DOWN, Http, ServiceError, Tool, Wiki
+from tools import LIMIT, RAG, WIKI_DOWN, ContextOverflow, Http, ServiceError, Tool, Wiki
 
 SEARCH, SUMMARY = "/w/rest.php/v1/search/page", "/api/rest_v1/page/summary/"
 
@@ -50,6 +50,11 @@ def test_an_exception_becomes_an_observation():
     assert "Clock failed" in observation and "no such zone" in observation
 
 
+def test_an_input_that_is_too_long_becomes_an_observation():
+    observation = Tool("RAG", "", lambda text: fail(ContextOverflow("512 tokens")))("x")
+    assert "the input is too long (512 tokens). Try a shorter one." in observation
+
+
 def test_a_service_error_passes_through():
     with pytest.raises(ServiceError, match="embeddings are down"):
         Tool("RAG", "", lambda text: fail(ServiceError("embeddings are down")))("x")
@@ -82,6 +87,7 @@ def test_wiki_gives_title_and_summary(wikipedia):
     ("100% what? & #1", "100%25%20what%3F%20%26%20%231", "What?", "What%3F"),
     ("  two \n words ", "two%20words", "Two words", "Two_words"),
     ("x" * 400, "x" * 250, "X", "X"),
+    ("lone \ud83d half", "lone%20%3F%20half", "Half", "Half"),
 ])
 def test_wiki_searches_then_gets_the_summary_with_both_paths_encoded(wikipedia, topic, query, title, key):
     wikipedia.script(found(title, "Another"), prefix=SEARCH)
@@ -102,8 +108,11 @@ def test_wiki_takes_the_contact_from_the_environment(wikipedia, monkeypatch):
     assert "(me@example.org)" in wikipedia.requests[0].headers["User-Agent"]
 
 
-def test_wiki_accepts_a_contact_beyond_ascii(wikipedia):
-    assert wiki(wikipedia, contact="Jürgen €")("Rome") == "Rome: The capital of Italy."
+@pytest.mark.parametrize("contact, shown", [
+    ("Jürgen €", "(J?rgen ?)"), (" me@example.org\r\nX-Evil: 1 ", "(me@example.org X-Evil: 1)")])
+def test_wiki_makes_a_header_of_any_contact(wikipedia, contact, shown):
+    assert wiki(wikipedia, contact)("Rome") == "Rome: The capital of Italy."
+    assert shown in wikipedia.requests[0].headers["User-Agent"] and "X-Evil" not in wikipedia.requests[0].headers
 
 
 @pytest.mark.parametrize("status", [301, 302])
@@ -181,10 +190,46 @@ def test_wiki_waits_as_long_as_a_429_asks_and_then_answers(wikipedia):
     assert wikipedia.requests[1].time - wikipedia.requests[0].time >= 0.1
 
 
+def test_wiki_waits_five_seconds_after_a_429_that_does_not_say_how_long(wikipedia, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("tools.time.sleep", pauses.append)
+    wikipedia.script(Answer(b"Too many requests", 429), Answer(status=503), found("Rome"), prefix=SEARCH)
+    assert Wiki(wikipedia.url)("Rome") == "Rome: The capital of Italy."
+    assert pauses == [5, 0]
+
+
+@pytest.mark.parametrize("status", [400, 404, 414])
+def test_wiki_goes_on_after_a_topic_that_it_cannot_search(wikipedia, status):
+    wikipedia.script(Answer({"messageTranslations": {"en": "no"}}, status), found("Rome"), prefix=SEARCH)
+    tool = wiki(wikipedia)
+    assert "cannot search for '???'" in tool("???")
+    assert (tool("Rome"), tool.failed, tool.down) == ("Rome: The capital of Italy.", 0, None)
+
+
+@pytest.mark.parametrize("search, words", [
+    ({"pages": 5}, "Wiki failed"), ({"pages": [{"key": 5}]}, "Wiki failed"), ({"pages": {"key": "x"}}, "no page"),
+    ({"pages": ["x", None, {"title": "x"}]}, "no page"), ({"pages": None}, "no page"), ({}, "no page")])
+def test_wiki_goes_on_after_a_search_result_of_another_shape(wikipedia, search, words):
+    wikipedia.script(Answer(search), found("Rome"), prefix=SEARCH)
+    tool = wiki(wikipedia)
+    assert words in tool("x")
+    assert tool("Rome") == "Rome: The capital of Italy."
+
+
+@pytest.mark.parametrize("summary, words", [({"extract": ["x"]}, "Wiki failed"), ({"extract": 5}, "Wiki failed"),
+                                            ({}, "Rome: this page has no summary.")])
+def test_wiki_answers_in_words_to_a_summary_of_another_shape(wikipedia, summary, words):
+    wikipedia.script(Answer(summary), prefix=SUMMARY)
+    assert words in wiki(wikipedia)("Rome")
+
+
 @pytest.mark.parametrize("answer, requests", [
-    (Answer(b"Please set a user-agent", 403), 1), (Answer(b"Too many requests", 429), 2), (Answer(b"<html>", 502), 2),
-    (Answer(b"<html>Welcome"), 1), (Answer(b"{}garbage"), 2), (Answer(action="reset"), 2),
-], ids=["403", "429 for ever", "502 for ever", "a web page", "no JSON", "reset"])
+    (Answer({"error": {"code": "ratelimited", "info": "slow down"}}), 2), (Answer(["pages"]), 1), (Answer(None), 1),
+    (Answer(b"", 302, {"Location": SEARCH}), 31), (Answer(b"Please set a user-agent", 403), 1),
+    (Answer(b"Too many requests", 429), 2), (Answer(b"<html>", 502), 2), (Answer(b"<html>Welcome"), 1),
+    (Answer(b"{}garbage"), 2), (Answer(action="reset"), 2),
+], ids=["an error with 200", "a list", "null", "redirects for ever", "403", "429 for ever", "502 for ever",
+        "a web page", "no JSON", "reset"])
 def test_wiki_gives_up_for_good_when_it_gets_no_answer(wikipedia, answer, requests):
     wikipedia.script(answer, prefix=SEARCH)
     tool = wiki(wikipedia)
