@@ -83,11 +83,7 @@ TASKS = {t.name: t for t in (
 
 # ---------------------------------------------------------------------------------------------------- data
 
-@dataclass
-class Query:
-    id: str
-    input: str
-    gold: str
+Query = namedtuple("Query", "id input gold")  # texts
 
 
 @dataclass
@@ -354,50 +350,45 @@ def build_agent(setup, user, shared, line):
                    "usage": {"profile": asdict(profile_usage), "alignment": asdict(meter.usage)}}
 
 
-def answer_query(setup, agent, user, query):
-    """The line of predictions.jsonl for one query."""
+def answer_query(setup, agent, user, query, result=None):
+    """The line of predictions.jsonl for one query; `result` where its answer is known already."""
     start, prompt, k = time.monotonic(), query.input, setup.method.examples
-    if k:
-        prompt = rag_prompt(setup.task, prompt, agent.memory, k)
-    result = agent.answer(prompt) if setup.method.persona else complete(agent.llm, prompt)
-    return prediction(setup, user, query, prompt, result, time.monotonic() - start)
-
-
-def prediction(setup, user, query, prompt, result, seconds):
-    return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold, "prediction": metrics.parse(result.text, setup.task.labels),
-            **asdict(result), "seconds": round(seconds, 3)}
+    if not result:
+        prompt = rag_prompt(setup.task, prompt, agent.memory, k) if k else prompt
+        result = agent.answer(prompt) if setup.method.persona else complete(agent.llm, prompt)
+    return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold,
+            "prediction": metrics.parse(result.text, setup.task.labels), **asdict(result),
+            "seconds": round(time.monotonic() - start, 3)}
 
 
 def evaluate(setup, user, shared, line, done, emit):
     """Answer one user's queries that are not in `done`; every line goes to emit(file name, row) as it is ready.
 
-    A failure, of the wire or of ours, is a line of errors.jsonl for each query that it hit, and stops nothing else."""
-    queries = [q for q in user.queries if q.id not in done]
-
-    def failed(query, stage, e):
-        emit("errors.jsonl", {"user_id": user.id, "id": query.id, "stage": stage, "error": f"{type(e).__name__}: {e}"})
-
-    def one(query):
+    A failure, of the wire or of ours, is a line of errors.jsonl for each query that it hit, and stops nothing else. A prompt
+    that is too long for the model is the method's own failure: an empty answer."""
+    def attempt(stage, queries, work):
         try:
-            emit("predictions.jsonl", answer_query(setup, agent, user, query))
+            return work()
+        except ContextOverflow as e:
+            empty = Answer("", [Step(f"(no reply: {e})")], "overflow", Usage())
+            for query in queries:
+                emit("predictions.jsonl", answer_query(setup, None, user, query, empty))
         except Exception as e:
-            failed(query, "answer", e)
+            for query in queries:
+                emit("errors.jsonl", {"user_id": user.id, "id": query.id, "stage": stage, "error": f"{type(e).__name__}: {e}"})
 
-    try:
+    def persona():
         agent, made = build_agent(setup, user, shared, line)
         if made is not line:
             emit("personas.jsonl", made)
-    except ContextOverflow as e:  # the method's own failure: its answer to every query is empty
-        for query in queries:
-            answer = Answer("", [Step(f"(no persona: {e})")], "overflow", Usage())
-            emit("predictions.jsonl", prediction(setup, user, query, query.input, answer, 0))
-        return
-    except Exception as e:
-        for query in queries:
-            failed(query, "persona", e)
-        return
-    with ThreadPoolExecutor(len(queries)) as pool:
-        list(pool.map(one, queries))
+        return agent
+
+    queries = [q for q in user.queries if q.id not in done]
+    agent = attempt("persona", queries, persona)
+    if agent:
+        with ThreadPoolExecutor(len(queries)) as pool:
+            list(pool.map(lambda q: attempt("answer", [q], lambda: emit("predictions.jsonl", answer_query(setup, agent, user, q))),
+                          queries))
 
 
 # ---------------------------------------------------------------------------------------------------- a run
@@ -614,30 +605,29 @@ def connect(args, embeds):
         try:
             from tests import standin
         except ImportError:
-            raise Problem("the stand-in is only part of a source checkout: name a model with --model.", 2) from None
+            misused("the stand-in is only part of a source checkout: name a model with --model")
         root = f"http://127.0.0.1:{standin.start().server_port}"
         return (OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", args.temperature, args.workers),
                 Wiki(args.wiki_base_url or root, "loopback"))
     base = args.base_url or os.environ.get("OPENAI_BASE_URL")
-    openai, aws = base or os.environ.get("OPENAI_API_KEY"), any(map(os.environ.get, (
-        "AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID")))
+    openai, aws = base or os.environ.get("OPENAI_API_KEY"), {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & set(os.environ)
     if args.provider == "bedrock" or not args.provider and aws and not openai:
         if not args.model:
-            raise Problem("Bedrock needs --model, such as us.anthropic.claude-3-5-sonnet-20241022-v2:0.", 2)
+            misused("Bedrock needs --model, such as us.anthropic.claude-3-5-sonnet-20241022-v2:0")
         return Bedrock(args.model, args.embed_model or "amazon.titan-embed-text-v2:0", args.region, args.temperature,
                        args.workers), wiki
     if not openai:
-        raise Problem("no model to talk to: set OPENAI_API_KEY for OpenAI, name a server with --base-url, or set AWS_REGION "
-                      "and AWS_BEARER_TOKEN_BEDROCK (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) for Bedrock.", 2)
+        misused("no server to talk to: set OPENAI_API_KEY (OpenAI), --base-url (a local server), or AWS_REGION and "
+                "AWS_BEARER_TOKEN_BEDROCK or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Bedrock)")
     llm = OpenAICompatible(args.model, args.embed_model, base, None, args.temperature, args.workers, args.embed_base_url)
     if not args.model:
         names = llm.models()
         if len(names) != 1:
-            raise Problem(f"{llm.base_url} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}", 2)
+            misused(f"{llm.base_url} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}")
         llm.model = names[0]
     if embeds and not args.embed_model:
         if "api.openai.com" not in llm.embed_base_url:
-            raise Problem("a method here retrieves memories: name the server's embedding model with --embed-model.", 2)
+            misused("a method here retrieves memories: name the server's embedding model with --embed-model")
         llm.embed_model = "text-embedding-3-small"
     return llm, wiki
 

@@ -452,10 +452,7 @@ def _bare(text, words):
 
 def complete(llm, prompt):
     """One call without tools or system prompt, as an Answer; the baselines without an agent."""
-    try:
-        reply = llm.chat([{"role": "user", "content": prompt}])
-    except ContextOverflow as e:
-        return Answer("", [Step(f"(no reply: {e})")], "overflow", Usage())
+    reply = llm.chat([{"role": "user", "content": prompt}])
     return Answer(reply.text, [], "refused" if reply.finish == "content_filter" else "answered", reply.usage)
 
 
