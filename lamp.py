@@ -485,6 +485,8 @@ def results_of(task, users, folder):
     lines = list({r["user_id"]: r for r in folder.rows("personas.jsonl")}.values())
     for file, key in (("gold.json", "gold"), ("lamp.json", "prediction")):
         folder.write(file, {"task": task.folder.split("/")[0], "golds": [{"id": r["id"], "output": r[key] or ""} for r in rows]})
+    costs = {**{s: Usage.total(line["usage"][s] for line in lines) for s in ("profile", "alignment")},
+             "answers": Usage.total(r["usage"] for r in rows)}
     simulated = [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]
     return {
         **metrics.tally(rows, task.labels), "errors": len({r["id"] for r in folder.rows("errors.jsonl")}),
@@ -492,23 +494,9 @@ def results_of(task, users, folder):
         "users": {"n": len(users), "leaks_removed": sum(u.leaks for u in users),
                   "aligned": sum(bool(line["iterations"]) for line in lines),
                   "updated": sum(any(i["accepted"] for i in line["iterations"]) for line in lines)},
-        "usage": {**{s: asdict(Usage.total(line["usage"][s] for line in lines)) for s in ("profile", "alignment")},
-                  "answers": asdict(Usage.total(r["usage"] for r in rows))}}
-
-
-def print_table(task, results):
-    """The results table of {method: results}."""
-    names = list(metrics.score([], [], task.labels))
-    table = [["method", "n", "right", *names, "unparsed", "forced", "errors", "aligned", "calls/query", "tokens/query"]]
-    for name, r in results.items():
-        n, cost = max(r["metrics"]["n"], 1), Usage.total(r["usage"].values())
-        table.append([name, r["metrics"]["n"], r["metrics"]["right"], *(f"{r['metrics'][k]:.3f}" for k in names),
-                      r["unparsed"], r["status"]["forced"], r["errors"],
-                      f"{r['users']['aligned']} of {r['users']['n']}" if METHODS[name].aligned else "-",
-                      f"{cost.calls / n:.1f}", f"{(cost.input + cost.output) / n:.0f}"])
-    widths = [max(len(str(c)) for c in column) for column in zip(*table)]
-    for row in table:
-        print("  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths))))
+        "usage": {stage: asdict(cost) for stage, cost in costs.items()},
+        "calls_per_query": round(sum(c.calls for c in costs.values()) / max(len(rows), 1), 1),
+        "tokens_per_query": round(sum(c.input + c.output for c in costs.values()) / max(len(rows), 1))}
 
 
 def show(query_id, root):
@@ -700,7 +688,7 @@ def main(argv):
     shared = {}
     results = {m: run(Setup(task, METHODS[m], llm, wiki, opts), users, folders[m], args.workers, shared, {"method": m, **origin})
                for m in args.method}
-    print_table(task, results)
+    print(metrics.table(results))
     print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
     missed, errors = (sum(r[k] for r in results.values()) for k in ("failed_wiki_calls", "errors"))
     if missed:

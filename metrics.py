@@ -182,3 +182,16 @@ def tally(rows, labels):
         "tool_calls_per_answer": {tool: round(sum(u.count(tool) for u in used) / n, 3) for tool in ("Wiki", "RAG")},
         "answers_with_two_tools": sum({"Wiki", "RAG"} <= set(u) for u in used),
         "seconds_per_query": round(sum(row["seconds"] for row in rows) / n, 3)}
+
+
+def table(results):
+    """{method: results.json} as an aligned text table."""
+    names = [name for name in next(iter(results.values()))["metrics"] if name not in ("n", "right")]
+    rows = [["method", "n", "right", *names, "unparsed", "forced", "errors", "aligned", "calls/query", "tokens/query"]]
+    for method, r in results.items():
+        aligned = f"{r['users']['aligned']} of {r['users']['n']}" if r["users"]["aligned"] else "-"
+        rows.append([method, r["metrics"]["n"], r["metrics"]["right"], *(f"{r['metrics'][name]:.3f}" for name in names),
+                     r["unparsed"], r["status"]["forced"], r["errors"], aligned, r["calls_per_query"], r["tokens_per_query"]])
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
+    return "\n".join("  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths)))
+                     for row in rows)

@@ -50,13 +50,13 @@ class Http:
     Tried again, up to `tries` times and `deadline` seconds in all, after a full-jitter back-off or as long as the server
     asks (up to two minutes): connections refused, reset or cut off, time-outs, bodies that are no JSON, and the statuses
     408, 409, 424, 429 and 5xx. Never: other 4xx, redirects of a POST, inputs too long for the model, and quotas, credits and
-    daily limits that are used up. After a whole round without any answer nothing more is sent to that host. Redirects of a
-    GET are followed; cookies, ~/.netrc and, for loopback addresses, proxies are ignored.
+    daily limits that are used up. After a whole round without any answer nothing is sent to that host for a minute, so that a
+    run over a dead server ends. Redirects of a GET are followed; cookies, ~/.netrc and, for loopback, proxies are ignored.
     """
 
     def __init__(self, workers=8, tries=8, deadline=900, polite=0):
         self.tries, self.deadline, self.polite = tries, deadline, polite  # polite: least seconds to wait after a 429
-        self.dead = {}  # host -> what a whole round of tries without any answer said; nothing more is sent there
+        self._dead = {}  # host -> (until when nothing is sent there, what a whole round of tries without any answer said)
         self.slots, self.session = threading.BoundedSemaphore(workers), requests.Session()
         self.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
@@ -68,8 +68,9 @@ class Http:
         sign(method, url, headers, data) -> headers, called anew for each try with the very bytes that are sent."""
         data, host = None if body is None else _utf8(body), url.split("/")[2:3]
         start, tries, n = None, tries or self.tries, 0
-        if str(host) in self.dead:
-            raise ServiceError(self.dead[str(host)])
+        until, why = self._dead.get(str(host), (0, ""))
+        if time.monotonic() < until:
+            raise ServiceError(why)
         while True:
             n += 1
             try:
@@ -86,7 +87,7 @@ class Http:
                 if e.wait is False or n >= tries or late:
                     message = f"{e} (tried {n} times in {time.monotonic() - start:.0f} s)" if n > 1 else str(e)
                     if e.status is None and e.wait is None and (late or n >= self.tries):
-                        self.dead[str(host)] = message
+                        self._dead[str(host)] = time.monotonic() + 60, message
                     raise type(e)(message, e.status, e.code) from None
             time.sleep(pause)
 

@@ -9,6 +9,7 @@ import pytest
 
 from persona_agent import ContextOverflow, OpenAICompatible
 from tests.faults import Answer, Faults, dead_address
+import tools
 from tools import Http, ServiceError
 
 KEY = "sk-secret-0123456789"
@@ -421,6 +422,15 @@ def test_an_answer_that_never_ends_is_given_up_at_the_deadline(server, action):
     with pytest.raises(ServiceError, match="timed out"):
         dripping.chat(USER)
     assert 0.1 < time.monotonic() - start < 1
+
+
+def test_a_host_that_gave_no_answer_is_tried_again_after_a_minute(server, pauses, monkeypatch):
+    server.script(*[Answer(action="close")] * 8, said("back"))
+    talker, now = client(server), time.monotonic
+    with pytest.raises(ServiceError):
+        talker.chat(USER)
+    monkeypatch.setattr(tools.time, "monotonic", lambda: now() + 61)
+    assert talker.chat(USER).text == "back"
 
 
 def test_after_a_whole_round_without_any_answer_nothing_more_is_sent(server, pauses):

@@ -527,7 +527,7 @@ def test_bad_data_gets_one_line_and_exit_1(tmp_path, capsys, fault, says):
 def test_empty_profile_is_answered_without_memory_and_without_alignment(tmp_path, capsys):
     write(tmp_path, [question("q", [])], {"q": "action"})
     assert cli(["--task", "lamp2m", "--method", ALL, "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    assert "0 of 1" in capsys.readouterr().out
+    assert "labelled for 0 of 1 users" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv, says", [
