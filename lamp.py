@@ -185,7 +185,7 @@ def entries(task, parts, faults):
 
 
 def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None, seed=0):
-    """(users to evaluate, those with the longest history first; remarks on the data).
+    """(users, those with the longest history first, beyond `limit` without queries; remarks on the data).
 
     Two passes, so that no file is held whole: the first chooses, the second reads what was chosen. Per user the latest
     queries of the last partition with gold; history is the profile of the first of these, and earlier queries."""
@@ -219,7 +219,7 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
         user.queries = user.queries[:limit]
         limit = None if limit is None else limit - len(user.queries)
     more = [f"{len(faults) - 5} more"] if len(faults) > 5 else []
-    return [u for u in found if u.queries], [f"skipped: {f}" for f in faults[:5] + more]
+    return found, [f"skipped: {f}" for f in faults[:5] + more]
 
 
 def build_users(task, raw, max_history, seed, faults):
@@ -288,28 +288,42 @@ def episode_of(task, item, pattern, others, rng):
 
 @dataclass(frozen=True)
 class Method:
-    """What a method gives the model. examples: the user's top-K items in LaMP's own prompt; persona: Appendix B's prompt
-    with the profile, before a ReAct loop over `tools`; aligned: the persona is rewritten by Algorithm 1 first."""
-    examples: int = 0
-    persona: bool = False
+    """What a method gives the model. system: of a ReAct loop over `tools`, 'persona' (Appendix B) or 'neutral'; '' is one
+    call without a loop. profile: P^u, in the persona or before the prompt. own: the user's top-K items in LaMP's own prompt;
+    others: labelled items of other users before it. aligned: the persona is rewritten by Algorithm 1 first."""
+    system: str = ""
+    profile: bool = False
+    own: int = 0
+    others: int = 0
     tools: tuple = ()
     aligned: bool = False
 
     @property
     def embeds(self):
-        return bool(self.examples) or "RAG" in self.tools
+        return bool(self.own) or "RAG" in self.tools or self.aligned
 
 
 METHODS = {
     # the bare input: one call, nothing of the user
     "prompt": Method(),
-    # LaMP's retrieval augmentation: the 4 items most similar to the input's content, in LaMP's own words, one call
-    "rag-4": Method(examples=4),
-    # the whole agent with the initial persona (Table 3, w/o alignment)
-    "no-alignment": Method(persona=True, tools=("Wiki", "RAG")),
+    # in-context learning: 4 seeded questions of other users with their answers, one call (whose they are is our inference)
+    "icl": Method(others=4),
+    # LaMP's retrieval augmentation: the items most similar to the input's content, in LaMP's own words, one call
+    "rag-1": Method(own=1),
+    "rag-4": Method(own=4),
+    # profile-augmented generation (Richardson et al., 2023): the profile before rag-4's prompt, one call
+    "pag-4": Method(own=4, profile=True),
+    # Yao et al. (2023) as the paper's numbers suggest it: a neutral agent with Wikipedia, nothing of the user
+    "react": Method("neutral", tools=("Wiki",)),
     # the method: profile -> persona -> alignment -> ReAct over Wikipedia and episodic memory
-    "personaagent": Method(persona=True, tools=("Wiki", "RAG"), aligned=True),
+    "personaagent": Method("persona", profile=True, tools=("Wiki", "RAG"), aligned=True),
+    # Table 3: the same agent with one part taken out
+    "no-alignment": Method("persona", profile=True, tools=("Wiki", "RAG")),
+    "no-persona": Method("neutral", tools=("Wiki", "RAG")),
+    "no-memory": Method("persona", tools=("Wiki",)),
+    "no-action": Method("persona", profile=True, aligned=True),
 }
+NEUTRAL = "You are a helpful assistant. Answer the question."  # ours: the system prompt of an agent without a persona
 
 
 def rag_prompt(task, text, memory, k):
@@ -320,7 +334,19 @@ def rag_prompt(task, text, memory, k):
     return text if not found else text.replace("title", f"title, and {joined}", 1) if task.options else f"{joined}. {text}"
 
 
-Setup = namedtuple("Setup", "task method llm wiki opts")  # the same for all users of a run; opts: settings by name
+def icl_prompt(setup, user, query):
+    """Seeded questions of other users with their answers, none with the text of one of this user's evaluated queries."""
+    def key(question):
+        return norm(setup.task.match(question)["key"])
+
+    own, rng = {key(q.input) for q in user.queries}, random.Random(f"{setup.opts['seed']} {query.id}")
+    drawn = rng.sample(setup.pool, min(len(setup.pool), 50 * setup.method.others))
+    shown = [e for owner, e in drawn if owner != user.id and key(e.query) not in own][:setup.method.others]
+    return "\n\n".join([*(f"{e.query}\n{e.response}" for e in shown), query.input])
+
+
+# the same for all users of a run; opts: settings by name; pool: (user id, episode) of all that is labelled
+Setup = namedtuple("Setup", "task method llm wiki opts pool")
 
 
 def build_agent(setup, user, shared, line):
@@ -333,29 +359,32 @@ def build_agent(setup, user, shared, line):
         memory = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
         memory.add(user.history)
         shared["memory"] = memory
-    memory = shared.get("memory")
+    memory, profile, used, meter = shared.get("memory"), "", Usage(), Meter(llm)
     bound = [tool for tool in (setup.wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
-    if not method.persona or line:
-        return PersonaAgent(llm, memory, line["final"] if line else "", bound, opts["max_steps"]), line
-    if "profile" not in shared:
-        meter = Meter(llm)
-        shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
-    profile, profile_usage = shared["profile"]
-    meter = Meter(llm)
-    agent = PersonaAgent(meter, memory, initial_persona(profile), bound, opts["max_steps"])
-    record = align.align(agent, meter, opts["batch"], opts["iterations"] if method.aligned else 0)
+    if line:
+        return PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"]), line
+    if method.profile:
+        if "profile" not in shared:
+            shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
+        (profile, used), meter = shared["profile"], Meter(llm)
+    start = {"persona": initial_persona(profile or "nothing is known."), "neutral": NEUTRAL, "": profile}[method.system]
+    agent = PersonaAgent(meter, memory, start, bound, opts["max_steps"])
+    record = align.align(agent, meter, opts["batch"], opts["iterations"]) if method.aligned else align.Alignment(start, start)
     agent.llm = llm
+    if not (method.profile or method.system):
+        return agent, None
     return agent, {"user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
-                   "profile": profile, **asdict(record),
-                   "usage": {"profile": asdict(profile_usage), "alignment": asdict(meter.usage)}}
+                   "profile": profile, **asdict(record), "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}}
 
 
 def answer_query(setup, agent, user, query, result=None):
     """The line of predictions.jsonl for one query; `result` where its answer is known already."""
-    start, prompt, k = time.monotonic(), query.input, setup.method.examples
+    start, prompt, method = time.monotonic(), query.input, setup.method
     if not result:
-        prompt = rag_prompt(setup.task, prompt, agent.memory, k) if k else prompt
-        result = agent.answer(prompt) if setup.method.persona else complete(agent.llm, prompt)
+        prompt = rag_prompt(setup.task, prompt, agent.memory, method.own) if method.own else prompt
+        prompt = icl_prompt(setup, user, query) if method.others else prompt
+        prompt = f"{agent.persona}\n\n{prompt}" if agent.persona and not method.system else prompt
+        result = agent.answer(prompt) if method.system else complete(agent.llm, prompt)
     return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold,
             "prediction": metrics.parse(result.text, setup.task.labels), **asdict(result),
             "seconds": round(time.monotonic() - start, 3)}
@@ -664,7 +693,7 @@ def print_plan(task, args, users, remarks, llm, origin):
         print("        WIKIPEDIA_CONTACT is not set: Wikipedia asks for the operator's contact and allows fewer requests without")
     for name, m in zip(args.method, methods):
         turns = 3 if m.tools else 1  # two tools and the answer, where all goes well
-        calls = queries * turns + len(users) * m.persona + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1)
+        calls = queries * turns + len(users) * m.profile + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1)
         print(f"method  {name}: about {calls} chat calls" + (f", up to {args.max_steps + 1} a question" if m.tools else ""))
     print(flush=True)
 
@@ -675,6 +704,8 @@ def main(argv):
         return show(args.show, args.output)
     task, embeds = TASKS[args.task], any(METHODS[m].embeds for m in args.method)
     users, remarks = load(task, args.data or SAMPLE, args.users, args.queries_per_user, args.max_history, args.limit, args.seed)
+    pool = [(u.id, e) for u in users for e in u.history if e.response]
+    users = [u for u in users if u.queries]
     llm, wiki = connect(args, embeds)
     origin = provenance(args, llm, argv)
     print_plan(task, args, users, remarks, llm, origin)
@@ -686,7 +717,7 @@ def main(argv):
     if embeds:
         llm.embed(["OK"], tries=2)
     shared = {}
-    results = {m: run(Setup(task, METHODS[m], llm, wiki, opts), users, folders[m], args.workers, shared, {"method": m, **origin})
+    results = {m: run(Setup(task, METHODS[m], llm, wiki, opts, pool), users, folders[m], args.workers, shared, {"method": m, **origin})
                for m in args.method}
     print(metrics.table(results))
     print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")

@@ -16,7 +16,7 @@ from tests import standin
 from tools import RAG
 
 SECRET = ("dystopia", "psychology", "fantasy")  # labels that stand in none of the made-up questions
-ALL = "prompt,rag-4,no-alignment,personaagent"
+ALL = ",".join(METHODS)
 MOVIE = ("Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
          "explanation. tags: [comedy, action] description: ")
 REVIEW = ("What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 without further "
@@ -298,20 +298,68 @@ def test_rag_prompt_is_lamps_own_construction(task, start, embed):
     assert prompt.endswith(text if task != "lamp1" else text.split(" the title ")[1])
 
 
-def test_each_method_sends_what_its_definition_says(server, tmp_path):
+AGENTS = {"react", "personaagent", "no-alignment", "no-persona", "no-memory", "no-action"}
+PERSONA = {"personaagent", "no-alignment", "no-memory", "no-action"}
+SENT = {  # what stands in the requests of which methods, and in those of no other
+    "the user's items": {"rag-1", "rag-4", "pag-4", "personaagent", "no-alignment", "no-persona", "no-action"},
+    "other users' items": {"icl"},
+    "User history, oldest first": {"pag-4", "personaagent", "no-alignment", "no-action"},
+    "Most frequent answers": {"pag-4", "personaagent", "no-alignment", "no-action"},  # the stand-in's profile
+    "MUST use at least TWO tools": PERSONA, "You are a helpful assistant. Answer": {"react", "no-persona"},
+    "User summary: nothing is known": {"no-memory"},
+    "Wiki: Use this tool": AGENTS - {"no-action"}, "RAG: Retrieve": {"personaagent", "no-alignment", "no-persona"},
+    "No tools are available": {"no-action"}, "meticulous and critical": {"personaagent", "no-action"},
+    "prompt engineering assistant": {"personaagent", "no-action"}, "Final Answer": AGENTS}
+
+
+@pytest.fixture(scope="module")
+def requests_by_method(tmp_path_factory):
+    """{method: every message list that it sends for the three queries of the sample's first user}."""
     sent = {}
     for method in METHODS:
-        server.bodies.clear()
-        assert cli(["--task", "lamp2m", "--method", method, "--limit", "3", "--output", str(tmp_path), *server.flags]) == 0
-        sent[method] = [json.dumps(body["messages"]) for body in chats(server)][1:]
-    user = load(TASKS["lamp2m"], SAMPLE)[0][0]
-    shown = {m: any(e.metadata["example"][25:60] in text for e in user.history for text in t) for m, t in sent.items()}
-    assert shown == {"prompt": False, "rag-4": True, "no-alignment": True, "personaagent": True}
-    assert len(sent["prompt"]) == len(sent["rag-4"]) == 3
-    for part, methods in {"User history, oldest first": {"no-alignment", "personaagent"}, "TWO tools": {"no-alignment", "personaagent"},
-                          "meticulous and critical": {"personaagent"}, "prompt engineering assistant": {"personaagent"}}.items():
-        assert {m for m in METHODS if any(part in text for text in sent[m])} == methods
-    counts = Counter("meticulous" in t and "gradient" or "prompt engineering" in t and "update" for t in sent["personaagent"])
+        running = standin.start(handler=Recorder)
+        running.bodies, running.fail = [], lambda body: None
+        root = f"http://127.0.0.1:{running.server_port}"
+        assert cli(["--task", "lamp2m", "--method", method, "--limit", "3", "--model", "m", "--embed-model", "e", "--base-url",
+                    root + "/v1", "--wiki-base-url", root, "--output", str(tmp_path_factory.mktemp("runs"))]) == 0
+        sent[method] = [json.dumps(body["messages"]) for body in chats(running)][1:]
+        running.shutdown()
+    return sent
+
+
+@pytest.mark.parametrize("part", SENT)
+def test_requests_hold_what_the_methods_definition_says(requests_by_method, part):
+    first, *others = load(TASKS["lamp2m"], SAMPLE)[0]
+    known = {"the user's items": [e.metadata["example"][25:60] for e in first.history],
+             "other users' items": [e.metadata["example"][25:60] for u in others for e in u.history]}
+    signs = [json.dumps(sign)[1:-1] for sign in known.get(part, [part])]
+    assert {m for m, sent in requests_by_method.items() if any(sign in text for text in sent for sign in signs)} == SENT[part]
+
+
+@pytest.mark.parametrize("method, calls", [("prompt", 3), ("icl", 3), ("rag-1", 3), ("rag-4", 3), ("pag-4", 4)])
+def test_direct_method_makes_one_call_a_query(requests_by_method, method, calls):
+    assert len(requests_by_method[method]) == calls
+
+
+@pytest.mark.parametrize("method, examples", [("rag-1", 1), ("rag-4", 4), ("pag-4", 4)])
+def test_retrieval_baseline_shows_its_own_number_of_items(requests_by_method, method, examples):
+    assert {t.count("the tag for the movie:") for t in requests_by_method[method] if "oldest first" not in t} == {examples}
+
+
+def test_icl_shows_four_answered_questions_before_the_users_own(requests_by_method):
+    assert {text.count("Which tag does this movie relate to") for text in requests_by_method["icl"]} == {5}
+
+
+def test_icl_never_shows_an_evaluated_query_of_this_user(tmp_path, server):
+    twin = [movie(n, description="query q") for n in range(3)] + [movie(9)]
+    write(tmp_path, [question("q", [movie(1)], 1), question("other", twin, 2)], {"q": "comedy", "other": "action"})
+    cli(["--task", "lamp2m", "--method", "icl", "--data", str(tmp_path), "--output", str(tmp_path / "out"), *server.flags])
+    text, = [b["messages"][0]["content"] for b in chats(server) if b["messages"][0]["content"].endswith("query q")]
+    assert text.count("query q") == 1 and "film number 9" in text
+
+
+def test_alignment_makes_one_gradient_per_interaction_and_one_update(requests_by_method):
+    counts = Counter("meticulous" in t and "gradient" or "prompt engineering" in t and "update" for t in requests_by_method["personaagent"])
     assert (counts["gradient"], counts["update"]) == (3, 1)
 
 
