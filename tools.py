@@ -66,9 +66,9 @@ class Http:
         """read(JSON of a 2xx answer) to `body` (JSON-able or None). Raises ServiceError with the server's own words.
 
         sign(method, url, headers, data) -> headers, called anew for each try with the very bytes that are sent."""
-        data, host = None if body is None else _utf8(body), url.split("/")[2:3]
+        data, host = None if body is None else _utf8(body), "/".join(url.split("/")[:3])
         start, tries, n = None, tries or self.tries, 0
-        until, why = self._dead.get(str(host), (0, ""))
+        until, why = self._dead.get(host, (0, ""))
         if time.monotonic() < until:
             raise ServiceError(why)
         while True:
@@ -87,7 +87,7 @@ class Http:
                 if e.wait is False or n >= tries or late:
                     message = f"{e} (tried {n} times in {time.monotonic() - start:.0f} s)" if n > 1 else str(e)
                     if e.status is None and e.wait is None and (late or n >= self.tries):
-                        self._dead[str(host)] = time.monotonic() + 60, message
+                        self._dead[host] = time.monotonic() + 60, message
                     raise type(e)(message, e.status, e.code) from None
             time.sleep(pause)
 
