@@ -102,11 +102,12 @@ def fill(template, values):
 
 
 def is_degenerate(feedback, *answers):
-    """Whether nothing can be learned from feedback: it is empty, only repeats an answer ('3', 'Expected Answer: 3.'), or has
-    run into a loop ('travel psychology, travel psychology, ..')."""
+    """Whether nothing can be learned from feedback: it is empty or only an answer ('3', 'Expected Answer: 3.', 'dark comedy'),
+    that is, fewer than three words are left beside it, or it has run into a loop ('travel psychology, travel psychology, ..')."""
     words = re.findall(r"\w+", feedback.lower())
     looping = len(words) > 100 and len(set(words)) < len(words) / 5
-    return looping or not set(words) - FILLER - set(re.findall(r"\w+", " ".join(answers).lower()))
+    own = {w for w in words if w.isalpha()} - FILLER - set(re.findall(r"\w+", " ".join(answers).lower()))
+    return looping or len(own) < 3
 
 
 def unwrap(reply):

@@ -444,13 +444,10 @@ class Folder:
             os.truncate(file, text.rfind(b"\n") + 1)
 
     def rows(self, name):
-        """The lines of a JSON lines file, without one that is only half written."""
-        file = self.path / name
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
         try:
-            return [json.loads(line) for line in lines if line.endswith(b"\n")]
+            return metrics.read_lines(self.path / name)
         except ValueError as e:
-            raise Problem(f"{file} holds a line that is not JSON ({e}): mend or delete the folder.") from None
+            raise Problem(f"{e}: mend or delete the folder.") from None
 
     def append(self, name, row):
         with self.lock, open(self.path / name, "a", encoding="utf-8") as out:
@@ -501,31 +498,22 @@ def run(setup, users, folder, workers, shared, origin):
 
 def progress(task, rows, failed, wanted, new, start):
     """'7/18, 1 failed  accuracy 0.714  ..': done of all, running metric, calls, tokens, time left."""
-    used, scores = Usage.total(r["usage"] for r in rows), metrics.score([r["gold"] for r in rows], [r["prediction"] for r in rows], task.labels)
+    used = metrics.total(r["usage"] for r in rows)
+    scores = metrics.score([r["gold"] for r in rows], [r["prediction"] for r in rows], task.labels)
     left = (time.time() - start) / max(new, 1) * (wanted - len(rows) - failed)
     return (f"{len(rows)}/{wanted}, {failed} failed  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
-            + f"  {used.calls} calls  {(used.input + used.output) / 1000:.0f}k tokens  {left:.0f} s left")
+            + f"  {used['calls']} calls  {(used['input'] + used['output']) / 1000:.0f}k tokens  {left:.0f} s left")
 
 
 def results_of(task, users, folder):
-    """Metrics, counts and costs of a run folder, computed from its lines; writes lamp.json and gold.json beside them."""
-    rows = {r["id"]: r for r in folder.rows("predictions.jsonl")}
-    rows = [rows[q.id] for u in users for q in u.queries if q.id in rows]
-    lines = list({r["user_id"]: r for r in folder.rows("personas.jsonl")}.values())
+    """What a run came to (metrics.measure) and whom it covered; writes lamp.json and gold.json beside it."""
+    found = metrics.measure(folder.path, task.labels, [q.id for u in users for q in u.queries])
+    rows = found.pop("rows").values()
     for file, key in (("gold.json", "gold"), ("lamp.json", "prediction")):
         folder.write(file, {"task": task.folder.split("/")[0], "golds": [{"id": r["id"], "output": r[key] or ""} for r in rows]})
-    costs = {**{s: Usage.total(line["usage"][s] for line in lines) for s in ("profile", "alignment")},
-             "answers": Usage.total(r["usage"] for r in rows)}
-    simulated = [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]
-    return {
-        **metrics.tally(rows, task.labels), "errors": len({r["id"] for r in folder.rows("errors.jsonl")}),
-        "failed_wiki_calls": sum(s["observation"] == WIKI_DOWN for r in rows + simulated for s in r["steps"]),
-        "users": {"n": len(users), "leaks_removed": sum(u.leaks for u in users),
-                  "aligned": sum(bool(line["iterations"]) for line in lines),
-                  "updated": sum(any(i["accepted"] for i in line["iterations"]) for line in lines)},
-        "usage": {stage: asdict(cost) for stage, cost in costs.items()},
-        "calls_per_query": round(sum(c.calls for c in costs.values()) / max(len(rows), 1), 1),
-        "tokens_per_query": round(sum(c.input + c.output for c in costs.values()) / max(len(rows), 1))}
+    steps = [s for answer in [*rows, *found.pop("simulated")] for s in answer["steps"]]
+    found["users"] |= {"n": len(users), "leaks_removed": sum(u.leaks for u in users)}
+    return {**found, "failed_wiki_calls": sum(s["observation"] == WIKI_DOWN for s in steps)}
 
 
 def show(query_id, root):
@@ -542,6 +530,22 @@ def show(query_id, root):
         print(f"--- question\n{row['question']}\n\n{persona_agent.story(row)}, read as {row['prediction']!r}\n"
               f"the user's: {row['gold']!r}, {'RIGHT' if row['prediction'] == row['gold'] else 'WRONG'}\n"
               f"{row['usage']['calls']} calls, {row['usage']['input']} + {row['usage']['output']} tokens, {row['seconds']} s\n")
+
+
+def report(roots):
+    """Print Markdown tables of every run folder below `roots`, recomputed from its lines: one per task and data."""
+    runs = {}
+    for file in sorted({f for root in roots for f in Path(root).rglob("results.json")}):
+        made = json.loads(file.read_text(encoding="utf-8"))
+        task = TASKS[made["task"]]
+        made |= metrics.measure(file.parent, task.labels) | {"changed": file.parent.name[len(made["method"]):]}
+        if made["rows"]:
+            runs.setdefault((task, made["settings"]["data_hash"]), []).append(made)
+    if not runs:
+        raise Problem(f"no run with answers below {', '.join(roots)}", 2)
+    for (task, _), made in runs.items():
+        made.sort(key=lambda r: (r["changed"], list(METHODS).index(r["method"])))
+        print("\n".join(metrics.markdown(made, task.name, task.title, task.labels)))
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -574,7 +578,8 @@ FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a
                ("--batch", 3, positive, "n interactions of the alignment batch"),
                ("--iterations", 1, positive, "alignment iterations"),
                ("--max-steps", 8, positive, "replies of the ReAct loop before the answer is forced")],
-    "run": [("--region", None, str, "of Bedrock (AWS_REGION, AWS_DEFAULT_REGION)"),
+    "run": [("--report", None, str, "print Markdown tables of all runs below these folders, and stop"),
+            ("--region", None, str, "of Bedrock (AWS_REGION, AWS_DEFAULT_REGION)"),
             ("--base-url", None, str, "of an OpenAI-compatible server, up to /v1"),
             ("--embed-base-url", None, str, "where the embedding model is served, if elsewhere"),
             ("--workers", 8, positive, "requests in flight"),
@@ -597,13 +602,14 @@ def arguments(argv):
         group = parser.add_argument_group(title)
         for flag, default, kind, text in flags:
             text += f" ({default})" if default is not None else ""
-            group.add_argument(flag, default=default, type=kind, help=text, metavar=flag.rsplit("-", 1)[1].upper())
+            group.add_argument(flag, default=default, type=kind, help=text, nargs="+" if flag == "--report" else None,
+                               metavar="DIR" if flag == "--report" else flag.rsplit("-", 1)[1].upper())
     args = parser.parse_args(argv)
     args.method = list(dict.fromkeys(args.method.split(",")))
     args.stand_in = not (args.model or args.base_url or args.provider)
     for flag, value, known in [("--task", args.task, TASKS), *(("--method", m, METHODS) for m in args.method),
                                ("--provider", args.provider or "openai", ("openai", "bedrock"))]:
-        if value not in known and args.show is None:
+        if value not in known and args.show is None and not args.report:
             misused(f"{flag} {value or 'is missing'}: choose from {', '.join(known)}")
     if args.stand_in and (args.embed_model or args.embed_base_url or args.region):
         misused("--embed-model, --embed-base-url and --region need a model: add --model, --base-url or --provider")
@@ -700,6 +706,8 @@ def print_plan(task, args, users, remarks, llm, origin):
 
 def main(argv):
     args = arguments(argv)
+    if args.report:
+        return report(args.report)
     if args.show is not None:
         return show(args.show, args.output)
     task, embeds = TASKS[args.task], any(METHODS[m].embeds for m in args.method)
@@ -711,14 +719,15 @@ def main(argv):
     print_plan(task, args, users, remarks, llm, origin)
     opts = origin["settings"]
     changed = {k: opts[k] for k, default in SETTINGS.items() if opts.get(k, default) not in (default, "stand-in", args.task)}
-    name = "".join(f"-{k}={re.sub(r'[^-.0-9A-Za-z]+', '_', os.path.basename(os.path.abspath(v)) if k == 'data' else str(v))}" for k, v in changed.items())
+    changed |= {"data": Path(changed["data"]).resolve().name} if "data" in changed else {}
+    name = "".join(f"-{k}={re.sub(r'[^-.0-9A-Za-z]+', '_', str(v))}" for k, v in changed.items())
     folders = {m: Folder(Path(args.output, task.name, m + name), opts) for m in args.method}
     llm.chat([{"role": "user", "content": "Reply with the word OK."}], max_tokens=16, tries=2)  # alone, so as to fail at once
     if embeds:
         llm.embed(["OK"], tries=2)
     shared = {}
-    results = {m: run(Setup(task, METHODS[m], llm, wiki, opts, pool), users, folders[m], args.workers, shared, {"method": m, **origin})
-               for m in args.method}
+    results = {m: run(Setup(task, METHODS[m], llm, wiki, opts, pool), users, folders[m], args.workers, shared,
+                      {"method": m, **origin}) for m in args.method}
     print(metrics.table(results))
     print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
     missed, errors = (sum(r[k] for r in results.values()) for k in ("failed_wiki_calls", "errors"))
@@ -739,6 +748,8 @@ def cli(argv):
     except (Problem, ServiceError) as e:
         print(f"lamp.py: {e.args[0]}", file=sys.stderr)
         return (*e.args, 1)[1]
+    except BrokenPipeError:  # the reader of our output has seen enough
+        return 1
     except KeyboardInterrupt:
         print("\nlamp.py: stopped. What was answered is kept: the same command goes on from there.", file=sys.stderr)
         return 130
@@ -746,5 +757,7 @@ def cli(argv):
 
 if __name__ == "__main__":
     code = cli(sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(code or 0)  # does not wait for threads that still wait for an answer
+    try:
+        sys.stdout.flush()
+    finally:
+        os._exit(code or 0)  # does not wait for threads that still wait for an answer

@@ -1,10 +1,11 @@
-"""Answers to labels, and LaMP's metrics.
+"""Answers to labels, LaMP's metrics, intervals and paired tests, and the tables of finished runs.
 
 Parsing and scoring are apart: `parse_label` and `parse_rating` turn an answer text into a label or None, leniently but
 never by guessing; the metrics then follow the official scorer (LaMP-Benchmark/LaMP, eval/evaluation.py), which strips
 white space and compares exactly. They pool all queries; nothing here averages per user.
 """
 import html
+import json
 import math
 import re
 import unicodedata
@@ -250,6 +251,39 @@ def tally(rows, labels):
         "seconds_per_query": round(sum(row["seconds"] for row in rows) / n, 3)}
 
 
+def read_lines(path):
+    """The whole lines of a JSON lines file, without one that is only half written; [] where there is no file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    except ValueError as e:
+        raise ValueError(f"{path} holds a line that is not JSON ({e})") from None
+
+
+def total(usages):
+    """The sum of usages (dicts of calls, input, cached, output, seconds)."""
+    usages = list(usages)
+    return {key: sum(u[key] for u in usages) for key in ("calls", "input", "cached", "output", "seconds")}
+
+
+def measure(folder, labels, ids=None):
+    """What a run folder (a Path) came to, from its lines alone: `tally` of its rows ({id: prediction}, those of `ids` in
+    this order), errors, users aligned, costs per stage, and the answers simulated in alignment."""
+    rows = {row["id"]: row for row in read_lines(folder / "predictions.jsonl")}
+    rows = {i: rows[i] for i in (rows if ids is None else ids) if i in rows}
+    lines = list({line["user_id"]: line for line in read_lines(folder / "personas.jsonl")}.values())
+    stages = {stage: total(line["usage"][stage] for line in lines) for stage in ("profile", "alignment")}
+    stages["answers"], n = total(row["usage"] for row in rows.values()), max(len(rows), 1)
+    return {
+        "rows": rows, **tally(list(rows.values()), labels),
+        "errors": len({row["id"] for row in read_lines(folder / "errors.jsonl")} - set(rows)),
+        "users": {"aligned": sum(bool(line["iterations"]) for line in lines),
+                  "updated": sum(any(step["accepted"] for step in line["iterations"]) for line in lines)},
+        "usage": stages, "calls_per_query": round(sum(u["calls"] for u in stages.values()) / n, 1),
+        "tokens_per_query": round(sum(u["input"] + u["output"] for u in stages.values()) / n),
+        "simulated": [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]}
+
+
 def table(results):
     """{method: results.json} as an aligned text table."""
     names = [name for name in next(iter(results.values()))["metrics"] if name not in ("n", "right")]
@@ -261,3 +295,57 @@ def table(results):
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
     return "\n".join("  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths)))
                      for row in rows)
+
+
+# paper, Tables 2 and 3: per method the metrics of LaMP-1, 2M, 2N and 3 (accuracy, F1; for LaMP-3 MAE, RMSE)
+PAPER = {method: dict(zip(("lamp1", "lamp2m", "lamp2n", "lamp3"), zip(*[iter(figures.split())] * 2))) for method, figures in {
+    "prompt": "0.772 0.771 0.387 0.302 0.660 0.386 0.295 0.590", "icl": "0.780 0.766 0.283 0.217 0.388 0.145 0.277 0.543",
+    "rag-1": "0.683 0.705 0.320 0.256 0.687 0.439 0.304 0.655", "rag-4": "0.715 0.714 0.427 0.386 0.742 0.484 0.313 0.713",
+    "pag-4": "0.837 0.837 0.430 0.387 0.768 0.509 0.339 0.835", "react": "0.837 0.853 0.450 0.378 0.639 0.381 0.313 0.590",
+    "membank": "0.862 0.861 0.470 0.391 0.741 0.456 0.321 0.582",
+    "personaagent": "0.919 0.918 0.513 0.424 0.796 0.532 0.241 0.509",
+    "no-alignment": "0.894 0.893 0.487 0.403 0.775 0.502 0.259 0.560",
+    "no-persona": "0.846 0.855 0.463 0.361 0.769 0.483 0.277 0.542",
+    "no-memory": "0.821 0.841 0.460 0.365 0.646 0.388 0.348 0.661",
+    "no-action": "0.764 0.789 0.403 0.329 0.626 0.375 0.375 0.756"}.items()}
+
+
+def markdown(runs, task, title, labels):
+    """Lines of two Markdown tables: what the runs reached, with 95% intervals, the paper's figures where the data are real,
+    and the paired difference from rag-4 and from no-alignment of the same settings; and what they cost per query.
+
+    runs: results.json each, joined with `measure` and with changed (the settings in the folder's name)."""
+    names, gold, first = list(score([], [], labels)), [row["gold"] for row in runs[0]["rows"].values()], runs[0]
+    real = first["settings"]["data"] and not first["stand_in"]
+    yield from (f"### {title}", "", f"Data: {first['settings']['data'] or 'the bundled sample'}"
+                + (", NO LANGUAGE MODEL (stand-in)" if first["stand_in"] else f", model {first['settings']['model']}")
+                + ". Best constant answer: " + ", ".join(f"{k} {v:.3f}" for k, v in floors(gold, labels).items()) + ".", "")
+    head = ["method", "n", *(x for name in names for x in ([name, "paper"] if real else [name])),
+            f"{names[0]} vs rag-4", "vs no-alignment", "unparsed", "forced", "errors"]
+    yield from ("| " + " | ".join(head) + " |", "|" + "---|" * len(head))
+    for run in runs:
+        cells = [run["method"] + run["changed"], run["metrics"]["n"]]
+        for i, name in enumerate(names):
+            spread = " [{:.3f}, {:.3f}]".format(*run["intervals"][name]) if run["intervals"] else ""
+            cells += [f"{run['metrics'][name]:.3f}{spread}"] + ([PAPER[run["method"]][task][i]] if real else [])
+        for name in ("rag-4", "no-alignment"):
+            other = next((r for r in runs if r["method"] == name and r["changed"] == run["changed"] and r is not run), None)
+            cells.append(_versus(run["rows"], other["rows"], labels, names[0]) if other else "")
+        cells += [run["unparsed"], run["status"]["forced"], run["errors"]]
+        yield "| " + " | ".join(map(str, cells)) + " |"
+    yield from ("", "| per query: calls, tokens, seconds | profile | alignment | answering |", "|---|---|---|---|")
+    for run in runs:
+        costs, n = run["usage"].values(), max(run["metrics"]["n"], 1)
+        yield f"| {run['method']}{run['changed']} | " + " | ".join(
+            f"{c['calls'] / n:.1f}, {(c['input'] + c['output']) / n:.0f}, {c['seconds'] / n:.1f}" for c in costs) + " |"
+    yield ""
+
+
+def _versus(rows, others, labels, name):
+    """'+0.111 [-0.050, 0.230], 3 won, 1 lost, p 0.625' of one run against another on the queries that both have."""
+    ids = [i for i in rows if i in others]
+    found = paired([rows[i]["user_id"] for i in ids], [rows[i]["gold"] for i in ids], [rows[i]["prediction"] for i in ids],
+                   [others[i]["prediction"] for i in ids], labels)
+    value, *spread = found["difference"][name]
+    return (f"{value:+.3f}" + (" [{:+.3f}, {:+.3f}]".format(*spread) if spread else "")
+            + f", {found['wins']} won, {found['losses']} lost" + (f", p {found['p']:.3f}" if found["p"] is not None else ""))

@@ -34,11 +34,6 @@ class Usage:
     def __add__(self, other):
         return Usage(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values())))
 
-    @classmethod
-    def total(cls, usages):
-        """The sum of usages given as dicts."""
-        return sum((cls(**u) for u in usages), cls())
-
 
 @dataclass
 class Reply:

@@ -59,7 +59,7 @@ def test_simulation_sees_only_what_was_known_before(scripted, embed):
     def play(messages):
         last = messages[-1]["content"]
         if last.startswith(GRADIENT):
-            return "Search better."
+            return "Search for better words."
         if last.startswith(UPDATE):
             return "You help well."
         return f"Final Answer: {last}" if last.startswith("Observation") else "Action: RAG\nAction Input: question gold"
@@ -74,7 +74,7 @@ def test_simulation_does_not_see_an_earlier_answer_to_the_same_question(scripted
     def play(messages):
         last = messages[-1]["content"]
         if last.startswith((GRADIENT, UPDATE)):
-            return "You help very well."
+            return "You help people very well."
         return "Final Answer: x" if last.startswith("Observation") else "Action: RAG\nAction Input: question"
     llm, twice = scripted(play), [Episode("The kettle broke", "1"), Episode("A good pan", "5"), Episode("the  KETTLE broke", "1")]
     agent = build(llm, embed, twice)
@@ -99,7 +99,7 @@ def test_iterations_repeat_the_batch_from_the_persona_before(scripted, embed):
     assert "Current system prompt: You are one." in prompts(llm, UPDATE)[1]
 
 
-@pytest.mark.parametrize("feedback", ["", "3", "gold four", "Expected Answer: gold four.", "The correct answer is a guess.",
+@pytest.mark.parametrize("feedback", ["", "3", "5", "The rating should be 2.", "dark comedy", "gold four", "Expected Answer: gold four.", "The correct answer is a guess.",
                                       "Search for " + "travel psychology, " * 60])
 def test_degenerate_feedback_is_dropped_and_an_update_from_nothing_not_made(scripted, embed, feedback):
     llm = model(scripted, feedback=feedback)

@@ -482,6 +482,58 @@ def test_show_tells_one_query_as_a_story(tmp_path, capsys):
         assert part in out
 
 
+# ---------------------------------------------------------------------------------------------------- report
+
+def test_report_has_a_row_per_run_with_paired_differences_and_costs(tmp_path, capsys):
+    for task in ("lamp1", "lamp3"):
+        cli(["--task", task, "--method", "prompt,rag-4,no-alignment", "--output", str(tmp_path)])
+    capsys.readouterr()
+    assert not cli(["--report", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.count("### LaMP-1") == out.count("### LaMP-3") == 1 and out.count("NO LANGUAGE MODEL") == 2
+    assert "paper" not in out and "no-persona" not in out and "| personaagent" not in out
+    found = json.loads((tmp_path / "lamp1/prompt/results.json").read_text())
+    assert f"| prompt | 18 | {found['metrics']['accuracy']:.3f} | {found['metrics']['macro-F1']:.3f} | " in out
+    assert re.search(r"\| rag-4 \| 18 \| [\d.]+ \| [\d.]+ \|  \| [+-][\d.]+, \d+ won, \d+ lost, p [\d.]+ \| 0 \| 0 \| 0 \|", out)
+    assert re.search(r"\| no-alignment \| 0\.3, \d+, [\d.]+ \| 0\.0, 0, 0\.0 \| 3\.0, \d+, ", out)
+
+
+def test_report_shows_the_papers_figures_beside_real_data_and_intervals_for_ten_users(tmp_path, server, capsys):
+    asked = [question(f"q{n}", [movie(i) for i in range(3)], user=n) for n in range(12)]
+    write(tmp_path, asked, {f"q{n}": ("action", "comedy")[n % 2] for n in range(12)})
+    cli(["--task", "lamp2m", "--method", "rag-4", "--data", str(tmp_path), "--output", str(tmp_path / "out"), *server.flags])
+    capsys.readouterr()
+    cli(["--report", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert re.search(r"\| rag-4-data\S+ \| 12 \| [\d.]+ \[[\d.]+, [\d.]+\] \| 0\.427 \| [\d.]+ \[[\d.]+, [\d.]+\] \| 0\.386 \|", out)
+
+
+def test_report_puts_varied_settings_into_rows_of_one_table(tmp_path, capsys):
+    for k in ("1", "2"):
+        cli(["--task", "lamp2m", "--method", "no-alignment", "--limit", "2", "--top-k", k, "--output", str(tmp_path)])
+    capsys.readouterr()
+    cli(["--report", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.count("###") == 1 and "| no-alignment-limit=2-top_k=1 | 2 |" in out and "| no-alignment-limit=2-top_k=2 | 2 |" in out
+
+
+def test_report_of_a_run_that_is_not_finished_counts_what_there_is(tmp_path, capsys):
+    cli(["--task", "lamp2m", "--method", "prompt", "--output", str(tmp_path)])
+    folder = tmp_path / "lamp2m/prompt"
+    lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (folder / "predictions.jsonl").write_text("".join(lines[:5]))
+    made = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({k: made[k] for k in ("complete", "task", "method", "stand_in", "settings")}))
+    (folder / "errors.jsonl").write_text(json.dumps({"id": "x"}) + "\n")
+    capsys.readouterr()
+    assert not cli(["--report", str(tmp_path)])
+    assert re.search(r"\| prompt \| 5 \| .* \| 1 \|\n", capsys.readouterr().out)
+
+
+def test_report_of_nothing_is_refused(tmp_path, capsys):
+    assert cli(["--report", str(tmp_path)]) == 2 and "no run with answers" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------- flags
 
 @pytest.mark.parametrize("flag, value, count, expected", [
