@@ -4,6 +4,7 @@
 Gold labels are read here and only scored here: no request to a model ever holds the gold of an evaluated query.
 """
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import memory as memories
 import metrics
 import persona_agent
 import tools
-from memory import EpisodicMemory, Episode, summarize
+from memory import Episode, EpisodicMemory, MemoryBank, summarize
 from persona_agent import Answer, Bedrock, Meter, OpenAICompatible, PersonaAgent, Step, Usage, complete, initial_persona
 from tools import RAG, WIKI_DOWN, ContextOverflow, ServiceError, Wiki
 
@@ -297,10 +298,11 @@ class Method:
     others: int = 0
     tools: tuple = ()
     aligned: bool = False
+    bank: bool = False  # MemoryBank's portrait and recall in the system prompt
 
     @property
     def embeds(self):
-        return bool(self.own) or "RAG" in self.tools or self.aligned
+        return bool(self.own) or "RAG" in self.tools or self.aligned or self.bank
 
 
 METHODS = {
@@ -315,6 +317,8 @@ METHODS = {
     "pag-4": Method(own=4, profile=True),
     # Yao et al. (2023) as the paper's numbers suggest it: a neutral agent with Wikipedia, nothing of the user
     "react": Method("neutral", tools=("Wiki",)),
+    # MemoryBank (Zhong et al., 2024) as memory of the neutral agent with Wikipedia; it summarizes 5 periods of the history
+    "membank": Method("neutral", tools=("Wiki",), bank=True),
     # the method: profile -> persona -> alignment -> ReAct over Wikipedia and episodic memory
     "personaagent": Method("persona", profile=True, tools=("Wiki", "RAG"), aligned=True),
     # Table 3: the same agent with one part taken out
@@ -323,13 +327,19 @@ METHODS = {
     "no-memory": Method("persona", tools=("Wiki",)),
     "no-action": Method("persona", profile=True, aligned=True),
 }
+GROUPS = {"table2": list(METHODS)[:8], "table3": list(METHODS)[7:], "all": list(METHODS)}
 NEUTRAL = "You are a helpful assistant. Answer the question."  # ours: the system prompt of an agent without a persona
+BANK = "{neutral} What you know of the user: {portrait}\n\nRelated memories:\n{memories}"  # ours, for membank
+
+
+def retrieval_query(task, text):
+    """The part of an input that LaMP's retrieval searches with."""
+    return " ".join(task.match(text)[group] for group in task.options or ["key"])
 
 
 def rag_prompt(task, text, memory, k):
     """LaMP's own construction: the retrieved items before the input, in LaMP-1 behind its first word 'title'."""
-    match = task.match(text)
-    found = memory.search(" ".join(match[g] for g in task.options or ["key"]), k)
+    found = memory.search(retrieval_query(task, text), k)
     joined = ", and ".join(episode.metadata["example"] for episode, _ in found)
     return text if not found else text.replace("title", f"title, and {joined}", 1) if task.options else f"{joined}. {text}"
 
@@ -362,19 +372,25 @@ def build_agent(setup, user, shared, line):
     memory, profile, used, meter = shared.get("memory"), "", Usage(), Meter(llm)
     bound = [tool for tool in (setup.wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
     if line:
-        return PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"]), line
+        agent = PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"])
+        agent.bank = method.bank and MemoryBank(llm, memory, made=(line["profile"], line["bank"]))
+        return agent, line
     if method.profile:
         if "profile" not in shared:
             shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
-        (profile, used), meter = shared["profile"], Meter(llm)
+        profile, used = shared["profile"]
+    bank = MemoryBank(meter, memory) if method.bank else None
+    if bank:
+        profile, used = bank.portrait, meter.usage
+    meter = Meter(llm)
     start = {"persona": initial_persona(profile or "nothing is known."), "neutral": NEUTRAL, "": profile}[method.system]
     agent = PersonaAgent(meter, memory, start, bound, opts["max_steps"])
     record = align.align(agent, meter, opts["batch"], opts["iterations"]) if method.aligned else align.Alignment(start, start)
-    agent.llm = llm
+    agent.llm, agent.bank = llm, bank
     if not (method.profile or method.system):
         return agent, None
     return agent, {"user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
-                   "profile": profile, **asdict(record), "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}}
+                   "profile": profile, "bank": bank and bank.summaries, **asdict(record), "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}}
 
 
 def answer_query(setup, agent, user, query, result=None):
@@ -384,6 +400,10 @@ def answer_query(setup, agent, user, query, result=None):
         prompt = rag_prompt(setup.task, prompt, agent.memory, method.own) if method.own else prompt
         prompt = icl_prompt(setup, user, query) if method.others else prompt
         prompt = f"{agent.persona}\n\n{prompt}" if agent.persona and not method.system else prompt
+        if method.bank:
+            agent = copy.copy(agent)
+            agent.persona = BANK.format(neutral=NEUTRAL, portrait=agent.bank.portrait, memories=agent.bank.recall(
+                retrieval_query(setup.task, query.input), setup.opts["top_k"]))
         result = agent.answer(prompt) if method.system else complete(agent.llm, prompt)
     return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold,
             "prediction": metrics.parse(result.text, setup.task.labels), **asdict(result),
@@ -562,7 +582,7 @@ def positive(text):
 
 FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a setting that makes a run what it is
     "what": [("--task", None, str, "one of " + ", ".join(TASKS)),
-             ("--method", "personaagent", str, "one, or a comma list, of " + ", ".join(METHODS)),
+             ("--method", "personaagent", str, "a comma list of " + ", ".join([*METHODS, *GROUPS])),
              ("--data", None, str, "LaMP folder or file, official or OPPU layout (default: the bundled sample)"),
              ("--users", 100, positive, "how many users, those with the longest history"),
              ("--queries-per-user", 3, positive, "the latest queries of each"),
@@ -605,7 +625,7 @@ def arguments(argv):
             group.add_argument(flag, default=default, type=kind, help=text, nargs="+" if flag == "--report" else None,
                                metavar="DIR" if flag == "--report" else flag.rsplit("-", 1)[1].upper())
     args = parser.parse_args(argv)
-    args.method = list(dict.fromkeys(args.method.split(",")))
+    args.method = list(dict.fromkeys(m for part in args.method.split(",") for m in GROUPS.get(part, [part])))
     args.stand_in = not (args.model or args.base_url or args.provider)
     for flag, value, known in [("--task", args.task, TASKS), *(("--method", m, METHODS) for m in args.method),
                                ("--provider", args.provider or "openai", ("openai", "bedrock"))]:
@@ -699,7 +719,7 @@ def print_plan(task, args, users, remarks, llm, origin):
         print("        WIKIPEDIA_CONTACT is not set: Wikipedia asks for the operator's contact and allows fewer requests without")
     for name, m in zip(args.method, methods):
         turns = 3 if m.tools else 1  # two tools and the answer, where all goes well
-        calls = queries * turns + len(users) * m.profile + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1)
+        calls = queries * turns + len(users) * (m.profile + 11 * m.bank) + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1)
         print(f"method  {name}: about {calls} chat calls" + (f", up to {args.max_steps + 1} a question" if m.tools else ""))
     print(flush=True)
 

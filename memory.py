@@ -142,3 +142,53 @@ def summarize(llm, episodes, instruction, newest=30, words=150):
         return ""
     prompt = SUMMARY_PROMPT.format(instruction=instruction, history="\n".join(f"- {line}" for line in history))
     return llm.chat([{"role": "user", "content": prompt}]).text.strip()
+
+
+# ours, after MemoryBank's own prompts (Zhong et al., 2024): read by the summarizing model; {history}: lines, oldest first
+BANK_SUMMARY = "Summarize these interactions with one user as concisely as possible: the themes and the user's answers.\n\n{history}"
+BANK_PORTRAIT = ("Describe the personality and the preferences of the user in these interactions, and how best to respond to them. "
+                 "Be concise.\n\n{history}")
+BANK_OVERALL = "Merge these descriptions of one user, oldest first, into one highly concise description.\n\n{history}"
+
+
+class MemoryBank:
+    """The memory of the MemBank baseline (Zhong et al., 2024): events, summaries of periods, a user portrait.
+
+    llm: asked when constructed: 2 calls for each of up to `periods` consecutive stretches of the history (the original takes
+    days; a bound keeps long histories affordable) and 1 for the portrait; no call where `made`, the (portrait, summaries) of
+    an earlier time, is given. forgetting: an event is recalled with
+    probability exp(-t / S), t in days between it and the newest event, S = 1 + how often it was recalled (off, as in the
+    release; the release computes exp(-t / 5 * S), by which often recalled events fade faster: a slip of precedence).
+    """
+
+    def __init__(self, llm, memory, periods=5, forgetting=False, seed=0, made=None):
+        episodes, self.forgetting, self._rng = list(memory), forgetting, np.random.default_rng(seed)
+        size = max(1, -(-len(episodes) // periods))
+        stretches = [episodes[i:i + size] for i in range(0, len(episodes), size)]
+
+        def ask(prompt, lines):
+            history = "\n".join(f"- {' '.join(line.split()[:150])}" for line in lines)
+            return llm.chat([{"role": "user", "content": prompt.format(history=history)}]).text.strip()
+
+        if made is None:
+            summaries, portraits = ([ask(p, [e.text for e in s]) for s in stretches] for p in (BANK_SUMMARY, BANK_PORTRAIT))
+            made = ask(BANK_OVERALL, portraits) if portraits else "", summaries
+        self.portrait, self.summaries = made
+        self.events, self.recalled = memory.before(len(episodes)), {}
+        self.events.add([Episode("", "", {"date": s[-1].metadata.get("date")}, f"Summary of the time up to "
+                                 f"{s[-1].metadata.get('date') or 'here'}: {text}") for s, text in zip(stretches, self.summaries)])
+
+    def recall(self, query, k=4):
+        """The k most similar events and summaries as text, in the order in which they happened."""
+        order = {id(e): i for i, e in enumerate(self.events)}
+        found = sorted((e for e, _ in self.events.search(query, k) if not self._forgotten(e)), key=lambda e: order[id(e)])
+        for event in found:
+            self.recalled[id(event)] = self.recalled.get(id(event), 0) + 1
+        return "\n".join(f"- {e.text}" for e in found)
+
+    def _forgotten(self, event):
+        days = [np.datetime64(str(e.metadata["date"])) for e in (event, *self.events) if e.metadata.get("date")]
+        if not self.forgetting or not event.metadata.get("date"):
+            return False
+        t = (max(days) - days[0]) / np.timedelta64(1, "D")
+        return self._rng.random() > np.exp(-t / (1 + self.recalled.get(id(event), 0)))

@@ -298,14 +298,15 @@ def test_rag_prompt_is_lamps_own_construction(task, start, embed):
     assert prompt.endswith(text if task != "lamp1" else text.split(" the title ")[1])
 
 
-AGENTS = {"react", "personaagent", "no-alignment", "no-persona", "no-memory", "no-action"}
+AGENTS = {"react", "membank", "personaagent", "no-alignment", "no-persona", "no-memory", "no-action"}
 PERSONA = {"personaagent", "no-alignment", "no-memory", "no-action"}
 SENT = {  # what stands in the requests of which methods, and in those of no other
-    "the user's items": {"rag-1", "rag-4", "pag-4", "personaagent", "no-alignment", "no-persona", "no-action"},
+    "the user's items": {"rag-1", "rag-4", "pag-4", "membank", "personaagent", "no-alignment", "no-persona", "no-action"},
     "other users' items": {"icl"},
     "User history, oldest first": {"pag-4", "personaagent", "no-alignment", "no-action"},
     "Most frequent answers": {"pag-4", "personaagent", "no-alignment", "no-action"},  # the stand-in's profile
-    "MUST use at least TWO tools": PERSONA, "You are a helpful assistant. Answer": {"react", "no-persona"},
+    "MUST use at least TWO tools": PERSONA, "You are a helpful assistant. Answer": {"react", "membank", "no-persona"},
+    "What you know of the user: ": {"membank"}, "Summarize these interactions": {"membank"}, "Merge these desc": {"membank"},
     "User summary: nothing is known": {"no-memory"},
     "Wiki: Use this tool": AGENTS - {"no-action"}, "RAG: Retrieve": {"personaagent", "no-alignment", "no-persona"},
     "No tools are available": {"no-action"}, "meticulous and critical": {"personaagent", "no-action"},
@@ -344,6 +345,18 @@ def test_direct_method_makes_one_call_a_query(requests_by_method, method, calls)
 @pytest.mark.parametrize("method, examples", [("rag-1", 1), ("rag-4", 4), ("pag-4", 4)])
 def test_retrieval_baseline_shows_its_own_number_of_items(requests_by_method, method, examples):
     assert {t.count("the tag for the movie:") for t in requests_by_method[method] if "oldest first" not in t} == {examples}
+
+
+def test_membank_asks_eleven_times_for_a_user_and_never_again(server, tmp_path):
+    command = ["--task", "lamp2m", "--method", "membank", "--limit", "3", "--output", str(tmp_path), *server.flags]
+    for made in (11, 0):
+        server.bodies.clear()
+        assert cli(command) == 0
+        file, = tmp_path.glob("*/*/predictions.jsonl")
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:1]))  # two queries are left to answer
+        asked = [m["content"] for b in chats(server) for m in b["messages"][:1]]
+        assert sum(text.startswith(("Summarize these", "Describe the pers", "Merge these")) for text in asked) == made
+        assert sum("Related memories:\n- 20" in text for text in asked) >= 4
 
 
 def test_icl_shows_four_answered_questions_before_the_users_own(requests_by_method):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from memory import EpisodicMemory, Episode, summarize
+from memory import Episode, EpisodicMemory, MemoryBank, summarize
 
 COMPASS = {"east": [1, 0], "north": [0, 1], "northeast": [1, 1], "west": [-1, 0], "far east": [1000, 0],
            "nowhere": [0, 0]}
@@ -364,3 +364,47 @@ def test_no_episodes_give_an_empty_profile_without_a_call():
     llm = Scripted()
     assert summarize(llm, [], "Describe the user.") == ""
     assert llm.asked == []
+
+
+# ---------------------------------------------------------------------------------------------------------- MemoryBank
+
+def bank(scripted, embed, n=12, **more):
+    memory = EpisodicMemory(embed)
+    memory.add([Episode(f"question {'abcdefghijkl'[i] * 9}", "x", {"date": f"2020-01-{i + 1:02}"}) for i in range(n)])
+    llm = scripted(lambda messages: f"reply {messages[-1]['content'][:9]}")
+    return MemoryBank(llm, memory, **more), llm, memory
+
+
+def test_bank_asks_twice_a_period_and_once_for_the_portrait(scripted, embed):
+    made, llm, memory = bank(scripted, embed)
+    asked = [call["messages"][0]["content"] for call in llm.calls]
+    assert len(asked) == 9 and len(made.summaries) == 4  # 12 events in up to 5 periods of equal size: 4 of 3
+    assert made.portrait == "reply Merge the" and sum(f"question {'a' * 9}" in text for text in asked) == 2
+    assert len(memory) == 12 and len(made.events) == 16
+
+
+def test_bank_recalls_events_and_summaries_in_the_order_of_time(scripted, embed):
+    made, _, _ = bank(scripted, embed)
+    assert made.recall("question llllll bbbbbb", 2).splitlines() == [
+        "- 2020-01-02 | answer: x | question bbbbbbbbb", "- 2020-01-12 | answer: x | question lllllllll"]
+    assert made.recall("summary of the time up to reply", 1).startswith("- Summary of the time up to 2020-01-")
+
+
+def test_bank_that_was_made_before_asks_nothing(scripted, embed):
+    made, _, memory = bank(scripted, embed)
+    again = MemoryBank(None, memory, made=(made.portrait, made.summaries))
+    assert again.portrait == made.portrait and again.recall("question bbbbb", 3) == made.recall("question bbbbb", 3)
+
+
+def test_bank_of_an_empty_memory_is_empty(scripted, embed):
+    made, llm, _ = bank(scripted, embed, n=0)
+    assert (made.portrait, made.recall("x", 3), llm.calls) == ("", "", [])
+
+
+def test_bank_forgets_old_events_unless_they_were_recalled(scripted, embed):
+    made, _, _ = bank(scripted, embed, forgetting=True)
+    old = made.events.episodes[0]
+    assert sum(made._forgotten(old) for _ in range(200)) > 190  # exp(-11)
+    made.recalled[id(old)] = 100
+    assert sum(made._forgotten(old) for _ in range(200)) < 50  # exp(-11 / 101)
+    assert not any(made._forgotten(made.events.episodes[11]) for _ in range(200))
