@@ -96,27 +96,39 @@ class User:
     leaks: int = 0
 
 
-def records(path):
-    """Stream the elements of a JSON array of any size: what is held is the largest element."""
+def records(path, only=None):
+    """Stream (number, (start, end) in characters, element) of a JSON array of any size: what is held is one element.
+
+    only: {number: (start, end)} from an earlier pass; nothing else is parsed then."""
     decode, chunk = json.JSONDecoder().raw_decode, 1 << 20
     with open(path, encoding="utf-8-sig") as file:
-        buffer, at = file.read(chunk).lstrip(), 1
-        if not buffer.startswith("["):
+        passed, number = 0, 0  # characters of the file before the buffer
+        for n, (start, end) in sorted((only or {}).items()):
+            while passed < start:
+                passed += len(file.read(min(chunk, start - passed)))
+            yield n, (start, end), json.loads(file.read(end - start))
+            passed = end
+        if only is not None:
+            return
+        buffer = file.read(chunk)
+        at = len(buffer) - len(buffer.lstrip()) + 1
+        if buffer[at - 1:at] != "[":
             raise Problem(f"{path} is not a JSON array, it starts with {buffer[:30]!r}: download it again, or check the path.")
         while True:
             at = re.compile(r"[\s,]*").match(buffer, at).end()
             if buffer.startswith("]", at):
                 return
             try:
-                record, at = decode(buffer, at)
-                yield record
+                record, end = decode(buffer, at)
+                yield number, (passed + at, passed + end), record
+                at, number = end, number + 1
             except json.JSONDecodeError as e:
                 cut = e.pos > len(buffer) - 10 or e.msg.startswith("Unterminated")  # only the buffer ends, or the file
-                more = cut and file.read(max(chunk, len(buffer)))  # doubles, so that a large record is not parsed too often
+                more = cut and file.read(max(chunk, len(buffer) - at))  # doubles, so that a large record is not parsed too often
                 if not more:
                     raise Problem(f"{path} is not complete JSON ({e.msg} before byte {file.tell():,} of "
                                   f"{os.path.getsize(path):,}), perhaps half written: download it again.") from None
-                buffer, at = buffer[at:] + more, 0
+                passed, buffer, at = passed + at, buffer[at:] + more, 0
 
 
 def locate(task, data):
@@ -158,12 +170,12 @@ def date_of(item):
     return tuple(map(int, re.findall(r"\d+", str(item.get("date", ""))))) if isinstance(item, dict) else ()
 
 
-def entries(task, parts, faults):
-    """(user, Query, profile, order in time) of each usable query; `faults` tells of the others.
+def entries(task, parts, faults, only=None):
+    """(user, Query, profile, order in time, place in the files) of each usable query; `faults` tells of the others.
 
-    A part with gold None has OPPU's records: {user_id, profile, query: [{id, input, gold}]}."""
+    A part with gold None has OPPU's records: {user_id, profile, query: [{id, input, gold}]}. only: per part, as in `records`."""
     for part, (path, gold) in enumerate(parts):
-        for number, record in enumerate(records(path)):
+        for number, span, record in records(path, only and only[part]):
             record = record if isinstance(record, dict) else {}
             profile, asked = record.get("profile"), [record] if gold is not None else record.get("query")
             if not isinstance(profile, list) or not isinstance(asked, list):
@@ -182,7 +194,8 @@ def entries(task, parts, faults):
                     faults.append(f"{path}, record {q.get('id', number)}: {wrong}")
                 else:
                     owner = f"record {record.get('id', number)}" if user in (None, "") else str(user)
-                    yield owner, Query(str(q["id"]), q["input"], answer), profile, (part, newest, len(profile) + place)
+                    yield (owner, Query(str(q["id"]), q["input"], answer), profile, (part, newest, len(profile) + place),
+                           (number, span))
 
 
 def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None, seed=0):
@@ -191,9 +204,9 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
     Two passes, so that no file is held whole: the first chooses, the second reads what was chosen. Per user the latest
     queries of the last partition with gold; history is the profile of the first of these, and earlier queries."""
     parts, faults, seen = [(path, outputs and read_gold(task, outputs)) for path, outputs in locate(task, data)], [], {}
-    for user, query, profile, order in entries(task, parts, faults):
-        seen.setdefault(user, []).append((order, query.id, len(profile)))
-    ids = Counter(i for all_ in seen.values() for _, i, _ in all_)
+    for user, query, profile, order, place in entries(task, parts, faults):
+        seen.setdefault(user, []).append((order, query.id, len(profile), place))
+    ids = Counter(e[1] for all_ in seen.values() for e in all_)
     if ids and ids.most_common(1)[0][1] > 1:
         raise Problem(f"the query id {ids.most_common(1)[0][0]!r} occurs more than once in {', '.join(str(p) for p, _ in parts)}: "
                       "answers could not be told apart. Give each query an id of its own.")
@@ -208,7 +221,8 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
     if not chosen:
         raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {faults[0] if faults else 'It is empty'}")
     raw = {u: {"ids": [e[1] for e in latest[u]], "queries": {}, "earlier": [], "profile": []} for u in chosen}
-    for user, query, profile, order in entries(task, parts, []):
+    places = [dict(place for u in chosen for order, _, _, place in seen[u] if order[0] == part) for part in range(len(parts))]
+    for user, query, profile, order, _ in entries(task, parts, [], places):
         mine = raw.get(user)
         if mine and query.id in mine["ids"]:
             mine["queries"][query.id] = query

@@ -1,11 +1,15 @@
 """What the library costs: python -m tests.bench
 
 chat    CPU time of one chat call against a bare requests.Session.post of the same body to the same server, pairwise.
+load    time and peak memory of choosing 100 users from a large generated LaMP-3 file, against a plain json.load of it.
 """
+import argparse
 import json
+import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import requests
@@ -40,7 +44,47 @@ def bench_chat(rounds=15, calls=60):
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
+def generate(folder, megabytes):
+    """An official LaMP-3 partition of about that size: records of 100 KB, one user each."""
+    text = "A review of a product that I have used for a long time and would buy again. " * 6
+    profile = [{"id": str(i), "text": f"{i} {text}", "score": str(1 + i % 5), "date": f"20{i % 20:02}-01-02"} for i in range(190)]
+    body = json.dumps(profile)
+    folder.mkdir(parents=True)
+    gold = []
+    with open(folder / "dev_questions.json", "w") as out:
+        for n in range(megabytes * 10):
+            question = ("What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 without "
+                        f"further explanation. review: number {n}")
+            out.write(f'{"," if n else "["}{{"id": "{n}", "input": {json.dumps(question)}, "user_id": {n}, "profile": {body}}}\n')
+            gold.append({"id": str(n), "output": "4"})
+        out.write("]")
+    (folder / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_3", "golds": gold}))
+
+
+def measured(code, *args):
+    """(seconds, peak MB) of a piece of Python in a process of its own, start-up included."""
+    code += "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, float(done.stdout.split()[-1])
+
+
+def bench_load(megabytes):
+    """Streaming 100 users out of a large file against json.load of it: ratio of seconds, and both peaks in MB."""
+    with tempfile.TemporaryDirectory() as root:
+        generate(pathlib.Path(root, "dev"), megabytes)
+        ours = measured("import sys, lamp; lamp.load(lamp.TASKS['lamp3'], sys.argv[1])", root)
+        small = measured("import lamp")
+        plain = measured("import sys, json; json.load(open(sys.argv[1]))", f"{root}/dev/dev_questions.json")
+    return ours[0] / plain[0], ours[1] - small[1], plain[1]
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=200, help="size of the generated data file (200)")
+    size = parser.parse_args().megabytes
     median, low, high = bench_chat()
     print(f"chat: {median:.2f} times the CPU time of a bare post (median of 15 rounds, {low:.2f} to {high:.2f})")
+    ratio, ours, plain = bench_load(size)
+    print(f"load: 100 users out of {size} MB in {ratio:.2f} times the time of json.load, {ours:.0f} MB against {plain:.0f} MB")
     sys.exit(median > 1.3)

@@ -273,9 +273,12 @@ def test_quotes_inside_titles_do_not_break_lamp1():
 
 
 def test_large_file_is_read_in_pieces(tmp_path):
-    many = [{"id": str(n), "text": "x" * 5000} for n in range(700)]
-    (tmp_path / "many.json").write_text(json.dumps(many, indent=1))
-    assert list(lamp.records(tmp_path / "many.json")) == many
+    many = [{"id": str(n), "text": "é😀x" * 1700} for n in range(700)]
+    (tmp_path / "many.json").write_text("\ufeff \n" + json.dumps(many, indent=1, ensure_ascii=False), encoding="utf-8")
+    found = list(lamp.records(tmp_path / "many.json"))
+    assert [record for _, _, record in found] == many and [n for n, _, _ in found] == list(range(700))
+    some = {n: span for n, span, _ in found if n % 97 == 5}
+    assert [(n, r["id"]) for n, _, r in lamp.records(tmp_path / "many.json", some)] == [(n, str(n)) for n in some]
 
 
 # ---------------------------------------------------------------------------------------------------- methods
