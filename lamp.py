@@ -19,6 +19,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are not noticed there
+    fcntl = None
+
 import align
 import memory as memories
 import metrics
@@ -466,11 +471,16 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "predictions.jsonl").touch()
+            self.held = open(self.path / "lock", "w")  # dies with its process
             new = not (self.path / "predictions.jsonl").stat().st_size and not (self.path / "results.json").exists()
             before = settings if new else json.loads((self.path / "results.json").read_text(encoding="utf-8"))["settings"]
             differ = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v and k != "data"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise Problem(f"cannot use the folder {self.path}: {e}. Choose another one with --output.", 2) from None
+        try:
+            fcntl and fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Problem(f"{self.path} is in use by another run: wait for it, or choose another --output.", 2) from None
         if differ:
             raise Problem(f"{self.path} holds a run with other settings ({'; '.join(differ)}): choose another --output.", 2)
         for file in self.path.glob("*.jsonl"):  # a last line torn by a crash goes, so that the next one stands alone
@@ -558,7 +568,7 @@ def show(query_id, root):
         raise Problem(f"no query {query_id!r} in the {len(folders)} run folders below {root}: --output names another root.", 2)
     for folder, row in found:
         print(f"=== {folder.path}: query {row['id']} of user {row['user_id']}\n")
-        line = next((r for r in folder.rows("personas.jsonl") if r["user_id"] == row["user_id"]), None)
+        line = {r["user_id"]: r for r in folder.rows("personas.jsonl")}.get(row["user_id"])
         if line:
             print(f"--- profile (semantic memory)\n{line['profile'] or '(empty)'}\n\n{align.story(line, persona_agent.story)}\n")
         print(f"--- question\n{row['question']}\n\n{persona_agent.story(row)}, read as {row['prediction']!r}\n"

@@ -1,4 +1,4 @@
-"""The model client, the ReAct loop (Eq. 4) and PersonaAgent.
+"""The model clients, the ReAct loop (Eq. 4) and PersonaAgent.
 
 A model is anything with `chat(messages, stop=None, max_tokens=512) -> Reply` and `embed(texts, query=False) -> array`.
 The loop keeps one append-only message list, which is the trajectory: system = persona + tool protocol, user = question,

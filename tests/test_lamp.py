@@ -439,6 +439,15 @@ def test_run_cut_off_in_the_middle_goes_on_without_a_second_alignment(server, tm
     assert not any("meticulous" in json.dumps(body) for body in chats(server))
 
 
+def test_folder_in_use_by_another_run_is_refused(tmp_path, capsys):
+    command = ["--task", "lamp2m", "--method", "prompt", "--limit", "1", "--output", str(tmp_path)]
+    held = Folder(tmp_path / "lamp2m/prompt-limit=1", {})
+    (held.path / "results.json").unlink(missing_ok=True)
+    assert cli(command) == 2 and "is in use by another run" in capsys.readouterr().err
+    held.held.close()
+    assert cli(command) == 0
+
+
 def test_failure_of_one_user_is_counted_left_out_and_tried_again(server, tmp_path, capsys):
     text = load(TASKS["lamp2m"], SAMPLE)[0][1].queries[0].input
     server.fail = lambda body: 400 if text in json.dumps(body.get("messages", "")) else None
