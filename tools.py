@@ -361,5 +361,6 @@ class RAG(Tool):
         except ValueError as e:  # embeddings of another dimension: the embedding service is broken, not the query
             raise ServiceError(f"the memory cannot be searched: {e}") from None
         room = LIMIT // max(len(found), 1) - 8  # every hit is shown, the long ones cut
-        lines = [f"[{i}] {e.text if len(e.text) <= room else e.text[:room - 4] + ' ...'}" for i, e in enumerate(found, 1)]
+        # no numbers before the hits: '[1]' would look like an answer of LaMP-1
+        lines = [f"- {e.text if len(e.text) <= room else e.text[:room - 4] + ' ...'}" for e in found]
         return "\n".join(lines) or "The user memory is empty: nothing is known about this user."

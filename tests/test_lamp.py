@@ -503,7 +503,7 @@ def test_show_tells_one_query_as_a_story(tmp_path, capsys):
     assert not cli(["--show", query.id, "--output", str(tmp_path)])
     out = capsys.readouterr().out
     for part in ("--- profile", "--- persona, initial", "--- iteration 1, simulated", "--- feedback", "--- persona after iteration 1",
-                 query.input, "Thought: ", "Action: RAG", "Observation: [1] ", f"the user's: {query.gold!r}, ", " calls, "):
+                 query.input, "Thought: ", "Action: RAG", "Observation: - ", f"the user's: {query.gold!r}, ", " calls, "):
         assert part in out
 
 
@@ -564,8 +564,8 @@ def test_report_of_nothing_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("flag, value, count, expected", [
     ("--batch", "2", lambda s: sum("meticulous" in json.dumps(b) for b in chats(s)), 2),
     ("--iterations", "2", lambda s: sum("prompt engineering" in json.dumps(b) for b in chats(s)), 2),
-    ("--top-k", "2", lambda s: {len(re.findall(r"\[\d\] [^\n]* \| tag: ", m["content"])) for b in chats(s) for m in b["messages"]
-                                if m["content"].startswith("Observation: [1]")}, {2}),
+    ("--top-k", "2", lambda s: {len(re.findall(r"- [\d-]+ \| tag: ", m["content"])) for b in chats(s) for m in b["messages"]
+                                if m["content"].startswith("Observation: - ")}, {2}),
     ("--max-steps", "1", lambda s: sum("No more actions" in b["messages"][-1]["content"] for b in chats(s)), 6),
     ("--temperature", "0.7", lambda s: {b["temperature"] for b in chats(s)}, {0.7}),
     ("--model", "other", lambda s: {b["model"] for b in chats(s)}, {"other"}),

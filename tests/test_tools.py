@@ -271,23 +271,27 @@ def memory(embed):
 
 
 def test_rag_shows_the_best_first(memory):
-    assert RAG(memory("love", "war", "war and love"))("a war film") == "[1] war\n[2] war and love\n[3] love"
+    assert RAG(memory("love", "war", "war and love"))("a war film") == "- war\n- war and love\n- love"
 
 
 def test_rag_shows_k_episodes(memory):
-    assert RAG(memory("love", "war", "war and love"), k=2)("a war film") == "[1] war\n[2] war and love"
+    assert RAG(memory("love", "war", "war and love"), k=2)("a war film") == "- war\n- war and love"
 
 
 def test_rag_shows_each_of_several_long_hits_within_the_limit(memory):
     observation = RAG(memory(*[f"war {i} " + "x" * LIMIT for i in range(4)]))("war")
     lines = observation.split("\n")
-    assert [line[:9] for line in lines] == [f"[{i + 1}] war {i}" for i in range(4)]
+    assert [line[:7] for line in lines] == [f"- war {i}" for i in range(4)]
     assert len(observation) <= LIMIT and all(line.endswith("x ...") for line in lines)
 
 
 def test_rag_does_not_cut_what_fits(memory):
     texts = [f"war {i} " + "x" * 400 for i in range(4)]
-    assert RAG(memory(*texts))("war") == "\n".join(f"[{i}] {t}" for i, t in enumerate(texts, 1))
+    assert RAG(memory(*texts))("war") == "\n".join(f"- {t}" for t in texts)
+
+
+def test_rag_does_not_number_its_hits_like_the_options_of_a_question(memory):
+    assert "[1]" not in RAG(memory("love", "war"))("a war film")
 
 
 def test_rag_over_an_empty_memory_says_so(memory):
@@ -302,7 +306,7 @@ def test_rag_without_a_query_asks_for_one(memory, query):
 def test_rag_over_another_memory_reads_that_one_and_keeps_k(memory):
     one = RAG(memory("war"), k=2)
     other = one.over(memory("love", "love", "love"))
-    assert (other("love"), other.k, one("love")) == ("[1] love\n[2] love", 2, "[1] war")
+    assert (other("love"), other.k, one("love")) == ("- love\n- love", 2, "- war")
 
 
 def test_rag_without_its_embedding_model_is_a_service_error(memory):
