@@ -4,7 +4,6 @@
 Gold labels are read here and only scored here: no request to a model ever holds the gold of an evaluated query.
 """
 import argparse
-import copy
 import hashlib
 import json
 import os
@@ -19,26 +18,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder are not noticed there
-    fcntl = None
-
 import align
 import memory as memories
 import metrics
 import persona_agent
 import tools
 from memory import Episode, EpisodicMemory, MemoryBank, summarize
-from persona_agent import Answer, Bedrock, Meter, OpenAICompatible, PersonaAgent, Step, Usage, complete, initial_persona
+from metrics import Folder, Problem
+from persona_agent import Answer, Bedrock, Meter, OpenAICompatible, PersonaAgent, Step, Usage, complete, initial_persona, react
 from tools import RAG, WIKI_DOWN, ContextOverflow, ServiceError, Wiki
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "tests" / "sample"
-
-
-class Problem(Exception):
-    """Problem(line to print, exit code = 1): what a user can cause and mend; the exit code is 2 for wrong usage."""
 
 
 # ---------------------------------------------------------------------------------------------------- tasks
@@ -225,16 +216,13 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
     chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][2])[:users]
     if not chosen:
         raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {faults[0] if faults else 'It is empty'}")
-    raw = {u: {"ids": [e[1] for e in latest[u]], "queries": {}, "earlier": [], "profile": []} for u in chosen}
+    raw = {u: [] for u in chosen}  # user -> [(order, Query, profile of the first evaluated query)]
     places = [dict(place for u in chosen for order, _, _, place in seen[u] if order[0] == part) for part in range(len(parts))]
     for user, query, profile, order, _ in entries(task, parts, [], places):
-        mine = raw.get(user)
-        if mine and query.id in mine["ids"]:
-            mine["queries"][query.id] = query
-            mine["profile"] = profile if query.id == mine["ids"][0] else mine["profile"]
-        elif mine:
-            mine["earlier"].append((order, query))
-    found = build_users(task, raw, max_history, seed, faults)
+        if user in raw:
+            raw[user].append((order, query, profile if query.id == latest[user][0][1] else []))
+    raw = {u: sorted(raw[u], key=lambda e: e[0]) for u in chosen}
+    found = build_users(task, {u: (raw[u][:-len(latest[u])], raw[u][-len(latest[u]):]) for u in chosen}, max_history, seed, faults)
     for user in found:
         user.queries = user.queries[:limit]
         limit = None if limit is None else limit - len(user.queries)
@@ -244,13 +232,13 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
 
 def build_users(task, raw, max_history, seed, faults):
     """User objects: history as episodes in time order, without any item that has an evaluated query's id or text."""
-    items = {u: history_items(task, u, raw[u], faults) for u in raw}
+    items = {u: history_items(task, u, *raw[u], faults) for u in raw}
     cited = {u: {norm(i[task.label]): i[task.label] for i in items[u] if i.get(task.label)} for u in raw}
-    matches = {u: [task.match(q.input) for q in raw[u]["queries"].values()] for u in raw}
+    matches = {u: [task.match(q.input) for _, q, _ in raw[u][1]] for u in raw}
     offered, found = {norm(m[g]) for u in raw for m in matches[u] for g in task.options}, []
-    for user, ids in ((u, raw[u]["ids"]) for u in raw):
-        queries, keys = [raw[user]["queries"][i] for i in ids], {norm(m["key"]) for m in matches[user]}
-        kept = [i for i in items[user] if norm(i[task.text]) not in keys and str(i.get("id")) not in ids]
+    for user, (_, evaluated) in raw.items():
+        queries, keys = [q for _, q, _ in evaluated], {norm(m["key"]) for m in matches[user]}
+        kept = [i for i in items[user] if norm(i[task.text]) not in keys and str(i.get("id")) not in {q.id for q in queries}]
         pool = {n: title for u in cited if u != user for n, title in cited[u].items()} if task.options else {}
         others = [pool[n] for n in sorted(pool.keys() - cited[user].keys() - offered)]
         history = [episode_of(task, item, queries[0].input, others, random.Random(f"{seed} {user} {item[task.text]}".encode(
@@ -261,19 +249,19 @@ def build_users(task, raw, max_history, seed, faults):
     return found
 
 
-def history_items(task, user, raw, faults):
+def history_items(task, user, earlier, evaluated, faults):
     """The profile's items, then earlier queries that it does not hold yet; by date where there are dates."""
     items = []
-    for item in raw["profile"]:
+    for item in evaluated[0][2]:
         needed = [task.text] if task.options else [task.text, task.label]  # LaMP-1 as published tells no citations
         missing = [f for f in needed if not isinstance(item, dict) or not isinstance(item.get(f), (str, int, float))
                    or not str(item[f]).strip()]
         if missing:
-            faults.append(f"an item of user {user}'s profile, record {raw['ids'][0]}: no usable {' and no '.join(missing)}")
+            faults.append(f"an item of user {user}'s profile, record {evaluated[0][1].id}: no usable {' and no '.join(missing)}")
         else:
             items.append(item if isinstance(item.get(task.label), (str, int, float)) else {**item, task.label: None})
     known = {norm(i[task.text]) for i in items if i.get(task.label)}
-    for (_, newest, _), query in sorted(raw["earlier"], key=lambda e: e[0]):
+    for (_, newest, _), query, _ in earlier:
         at = task.match(query.input)
         if norm(at["key"]) not in known:
             label = at["ab"[task.labels.index(query.gold)]] if task.options and query.gold in task.labels else query.gold
@@ -378,8 +366,8 @@ def icl_prompt(setup, user, query):
 Setup = namedtuple("Setup", "task method llm wiki opts pool")
 
 
-def build_agent(setup, user, shared, line):
-    """(PersonaAgent, its line of personas.jsonl) for one user: memory, profile, persona and, where asked for, alignment.
+def build_agent(setup, user, shared, line, emit):
+    """The PersonaAgent of one user: memory, profile, persona and, where asked for, alignment; emits its line of personas.jsonl.
 
     shared: the memory and the profile that other methods made for this user. line: what an earlier start of this run
     wrote to personas.jsonl; the persona is then taken from it."""
@@ -393,7 +381,7 @@ def build_agent(setup, user, shared, line):
     if line:
         agent = PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"])
         agent.bank = method.bank and MemoryBank(llm, memory, made=(line["profile"], line["bank"]))
-        return agent, line
+        return agent
     if method.profile:
         if "profile" not in shared:
             shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
@@ -406,10 +394,12 @@ def build_agent(setup, user, shared, line):
     agent = PersonaAgent(meter, memory, start, bound, opts["max_steps"])
     record = align.align(agent, meter, opts["batch"], opts["iterations"]) if method.aligned else align.Alignment(start, start)
     agent.llm, agent.bank = llm, bank
-    if not (method.profile or method.system):
-        return agent, None
-    return agent, {"user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
-                   "profile": profile, "bank": bank and bank.summaries, **asdict(record), "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}}
+    if method.profile or method.system:
+        emit("personas.jsonl", {
+            "user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
+            "profile": profile, "bank": bank and bank.summaries, **asdict(record),
+            "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}})
+    return agent
 
 
 def answer_query(setup, agent, user, query, result=None):
@@ -419,11 +409,10 @@ def answer_query(setup, agent, user, query, result=None):
         prompt = rag_prompt(setup.task, prompt, agent.memory, method.own) if method.own else prompt
         prompt = icl_prompt(setup, user, query) if method.others else prompt
         prompt = f"{agent.persona}\n\n{prompt}" if agent.persona and not method.system else prompt
-        if method.bank:
-            agent = copy.copy(agent)
-            agent.persona = BANK.format(neutral=NEUTRAL, portrait=agent.bank.portrait, memories=agent.bank.recall(
-                retrieval_query(setup.task, query.input), setup.opts["top_k"]))
-        result = agent.answer(prompt) if method.system else complete(agent.llm, prompt)
+        system = agent.persona if not method.bank else BANK.format(
+            neutral=NEUTRAL, portrait=agent.bank.portrait,
+            memories=agent.bank.recall(retrieval_query(setup.task, query.input), setup.opts["top_k"]))
+        result = react(agent.llm, system, prompt, agent.tools, agent.max_steps) if method.system else complete(agent.llm, prompt)
     return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold,
             "prediction": metrics.parse(result.text, setup.task.labels), **asdict(result),
             "seconds": round(time.monotonic() - start, 3)}
@@ -445,14 +434,8 @@ def evaluate(setup, user, shared, line, done, emit):
             for query in queries:
                 emit("errors.jsonl", {"user_id": user.id, "id": query.id, "stage": stage, "error": f"{type(e).__name__}: {e}"})
 
-    def persona():
-        agent, made = build_agent(setup, user, shared, line)
-        if made is not line:
-            emit("personas.jsonl", made)
-        return agent
-
     queries = [q for q in user.queries if q.id not in done]
-    agent = attempt("persona", queries, persona)
+    agent = attempt("persona", queries, lambda: build_agent(setup, user, shared, line, emit))
     if agent:
         with ThreadPoolExecutor(len(queries)) as pool:
             list(pool.map(lambda q: attempt("answer", [q], lambda: emit("predictions.jsonl", answer_query(setup, agent, user, q))),
@@ -461,55 +444,13 @@ def evaluate(setup, user, shared, line, done, emit):
 
 # ---------------------------------------------------------------------------------------------------- a run
 
-class Folder:
-    """A run folder: JSON lines appended as they come, from any thread. One made with other settings is refused."""
-
-    def __init__(self, path, settings=None):
-        self.path, self.lock = Path(path), threading.Lock()
-        if settings is None:  # only to look at
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "predictions.jsonl").touch()
-            self.held = open(self.path / "lock", "w")  # dies with its process
-            new = not (self.path / "predictions.jsonl").stat().st_size and not (self.path / "results.json").exists()
-            before = settings if new else json.loads((self.path / "results.json").read_text(encoding="utf-8"))["settings"]
-            differ = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v and k != "data"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise Problem(f"cannot use the folder {self.path}: {e}. Choose another one with --output.", 2) from None
-        try:
-            fcntl and fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Problem(f"{self.path} is in use by another run: wait for it, or choose another --output.", 2) from None
-        if differ:
-            raise Problem(f"{self.path} holds a run with other settings ({'; '.join(differ)}): choose another --output.", 2)
-        for file in self.path.glob("*.jsonl"):  # a last line torn by a crash goes, so that the next one stands alone
-            text = file.read_bytes()
-            os.truncate(file, text.rfind(b"\n") + 1)
-
-    def rows(self, name):
-        try:
-            return metrics.read_lines(self.path / name)
-        except ValueError as e:
-            raise Problem(f"{e}: mend or delete the folder.") from None
-
-    def append(self, name, row):
-        with self.lock, open(self.path / name, "a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
-
-    def write(self, name, data):
-        part = self.path / f"{name}.part"
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.path / name)
-
-
 def run(setup, users, folder, workers, shared, origin):
     """Evaluate one method on all users, resuming what the folder holds, and write every output. Returns the results.
 
     shared: {user id: dict} for what the methods of one start share. origin: what results.json says of its making."""
     wanted = {q.id for u in users for q in u.queries}
-    rows = {r["id"]: r for r in folder.rows("predictions.jsonl") if r["id"] in wanted}
-    lines = {r["user_id"]: r for r in folder.rows("personas.jsonl")}
+    rows = {r["id"]: r for r in metrics.read_lines(folder.path / "predictions.jsonl") if r["id"] in wanted}
+    lines = {r["user_id"]: r for r in metrics.read_lines(folder.path / "personas.jsonl")}
     (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
     folder.write("results.json", {"complete": False, **origin})
     done, start, failed, setup.llm.embed_usage = set(rows), time.time(), set(), Usage()
@@ -522,7 +463,7 @@ def run(setup, users, folder, workers, shared, origin):
             elif file == "predictions.jsonl":
                 rows[row["id"]] = row
             if sys.stderr.isatty() and rows:
-                line = progress(setup.task, list(rows.values()), len(failed), len(wanted), len(rows) - len(done), start)
+                line = metrics.progress(setup.task.labels, list(rows.values()), len(failed), len(wanted), len(rows) - len(done), start)
                 print(f"\r{origin['method']} {line}\033[K", end="\n" if len(rows) + len(failed) == len(wanted) else "",
                       file=sys.stderr, flush=True)
 
@@ -540,15 +481,6 @@ def run(setup, users, folder, workers, shared, origin):
     return results
 
 
-def progress(task, rows, failed, wanted, new, start):
-    """'7/18, 1 failed  accuracy 0.714  ..': done of all, running metric, calls, tokens, time left."""
-    used = metrics.total(r["usage"] for r in rows)
-    scores = metrics.score([r["gold"] for r in rows], [r["prediction"] for r in rows], task.labels)
-    left = (time.time() - start) / max(new, 1) * (wanted - len(rows) - failed)
-    return (f"{len(rows)}/{wanted}, {failed} failed  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
-            + f"  {used['calls']} calls  {(used['input'] + used['output']) / 1000:.0f}k tokens  {left:.0f} s left")
-
-
 def results_of(task, users, folder):
     """What a run came to (metrics.measure) and whom it covered; writes lamp.json and gold.json beside it."""
     found = metrics.measure(folder.path, task.labels, [q.id for u in users for q in u.queries])
@@ -562,34 +494,18 @@ def results_of(task, users, folder):
 
 def show(query_id, root):
     """Print one query of every run folder below `root` that answered it, as a story."""
-    folders = [Folder(f.parent) for f in sorted(Path(root).rglob("predictions.jsonl"))]
-    found = [(f, r) for f in folders for r in f.rows("predictions.jsonl") if r["id"] == query_id]
+    folders = [f.parent for f in sorted(Path(root).rglob("predictions.jsonl"))]
+    found = [(f, r) for f in folders for r in metrics.read_lines(f / "predictions.jsonl") if r["id"] == query_id]
     if not found:
         raise Problem(f"no query {query_id!r} in the {len(folders)} run folders below {root}: --output names another root.", 2)
     for folder, row in found:
-        print(f"=== {folder.path}: query {row['id']} of user {row['user_id']}\n")
-        line = {r["user_id"]: r for r in folder.rows("personas.jsonl")}.get(row["user_id"])
+        print(f"=== {folder}: query {row['id']} of user {row['user_id']}\n")
+        line = {r["user_id"]: r for r in metrics.read_lines(folder / "personas.jsonl")}.get(row["user_id"])
         if line:
             print(f"--- profile (semantic memory)\n{line['profile'] or '(empty)'}\n\n{align.story(line, persona_agent.story)}\n")
         print(f"--- question\n{row['question']}\n\n{persona_agent.story(row)}, read as {row['prediction']!r}\n"
               f"the user's: {row['gold']!r}, {'RIGHT' if row['prediction'] == row['gold'] else 'WRONG'}\n"
               f"{row['usage']['calls']} calls, {row['usage']['input']} + {row['usage']['output']} tokens, {row['seconds']} s\n")
-
-
-def report(roots):
-    """Print Markdown tables of every run folder below `roots`, recomputed from its lines: one per task and data."""
-    runs = {}
-    for file in sorted({f for root in roots for f in Path(root).rglob("results.json")}):
-        made = json.loads(file.read_text(encoding="utf-8"))
-        task = TASKS[made["task"]]
-        made |= metrics.measure(file.parent, task.labels) | {"changed": file.parent.name[len(made["method"]):]}
-        if made["rows"]:
-            runs.setdefault((task, made["settings"]["data_hash"]), []).append(made)
-    if not runs:
-        raise Problem(f"no run with answers below {', '.join(roots)}", 2)
-    for (task, _), made in runs.items():
-        made.sort(key=lambda r: (r["changed"], list(METHODS).index(r["method"])))
-        print("\n".join(metrics.markdown(made, task.name, task.title, task.labels)))
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -703,8 +619,8 @@ def provenance(args, llm, argv):
     """What results.json says of its making. `settings` are what a run must have in common to be resumed."""
     try:
         describe = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
-        commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
         commit = None
     data, prompts = hashlib.sha256(), hashlib.sha256()
     for path in (f for pair in locate(TASKS[args.task], args.data or SAMPLE) for f in pair if f):
@@ -751,7 +667,7 @@ def print_plan(task, args, users, remarks, llm, origin):
 def main(argv):
     args = arguments(argv)
     if args.report:
-        return report(args.report)
+        return print(metrics.report(args.report, TASKS, list(METHODS)))
     if args.show is not None:
         return show(args.show, args.output)
     task, embeds = TASKS[args.task], any(METHODS[m].embeds for m in args.method)
@@ -778,7 +694,7 @@ def main(argv):
     if missed:
         print(f"\nWIKIPEDIA WAS NOT REACHED: {missed} Wiki calls got no page. {wiki.down or ''}")
     if errors:
-        first = next(row for f in folders.values() for row in f.rows("errors.jsonl"))["error"]
+        first = next(row for f in folders.values() for row in metrics.read_lines(f.path / "errors.jsonl"))["error"]
         print(f"\n{errors} QUERIES FAILED and are not in the metric; the same command tries them again. First: {first}")
     if origin["stand_in"]:
         print("\n" + STAND_IN)

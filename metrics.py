@@ -7,8 +7,17 @@ white space and compares exactly. They pool all queries; nothing here averages p
 import html
 import json
 import math
+import os
 import re
+import threading
+import time
 import unicodedata
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are not noticed there
+    fcntl = None
 
 import numpy as np
 
@@ -251,13 +260,51 @@ def tally(rows, labels):
         "seconds_per_query": round(sum(row["seconds"] for row in rows) / n, 3)}
 
 
+class Problem(Exception):
+    """Problem(line to print, exit code = 1): what a user can cause and mend; the exit code is 2 for wrong usage."""
+
+
 def read_lines(path):
     """The whole lines of a JSON lines file, without one that is only half written; [] where there is no file."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     try:
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
     except ValueError as e:
-        raise ValueError(f"{path} holds a line that is not JSON ({e})") from None
+        raise Problem(f"{path} holds a line that is not JSON ({e}): mend or delete the folder.") from None
+
+
+class Folder:
+    """A run folder: JSON lines appended as they come, from any thread. One made with other settings is refused."""
+
+    def __init__(self, path, settings):
+        self.path, self.lock = Path(path), threading.Lock()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "predictions.jsonl").touch()
+            self.held = open(self.path / "lock", "w")  # dies with its process
+            new = not (self.path / "predictions.jsonl").stat().st_size and not (self.path / "results.json").exists()
+            before = settings if new else json.loads((self.path / "results.json").read_text(encoding="utf-8"))["settings"]
+            differ = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v and k != "data"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise Problem(f"cannot use the folder {self.path}: {e}. Choose another one with --output.", 2) from None
+        try:
+            fcntl and fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Problem(f"{self.path} is in use by another run: wait for it, or choose another --output.", 2) from None
+        if differ:
+            raise Problem(f"{self.path} holds a run with other settings ({'; '.join(differ)}): choose another --output.", 2)
+        for file in self.path.glob("*.jsonl"):  # a last line torn by a crash goes, so that the next one stands alone
+            text = file.read_bytes()
+            os.truncate(file, text.rfind(b"\n") + 1)
+
+    def append(self, name, row):
+        with self.lock, open(self.path / name, "a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+
+    def write(self, name, data):
+        part = self.path / f"{name}.part"
+        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        part.replace(self.path / name)
 
 
 def total(usages):
@@ -282,6 +329,15 @@ def measure(folder, labels, ids=None):
         "usage": stages, "calls_per_query": round(sum(u["calls"] for u in stages.values()) / n, 1),
         "tokens_per_query": round(sum(u["input"] + u["output"] for u in stages.values()) / n),
         "simulated": [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]}
+
+
+def progress(labels, rows, failed, wanted, new, start):
+    """'7/18, 1 failed  accuracy 0.714  ..': done of all, running metric, calls, tokens, time left."""
+    used = total(r["usage"] for r in rows)
+    scores = score([r["gold"] for r in rows], [r["prediction"] for r in rows], labels)
+    left = (time.time() - start) / max(new, 1) * (wanted - len(rows) - failed)
+    return (f"{len(rows)}/{wanted}, {failed} failed  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
+            + f"  {used['calls']} calls  {(used['input'] + used['output']) / 1000:.0f}k tokens  {left:.0f} s left")
 
 
 def table(results):
@@ -349,3 +405,23 @@ def _versus(rows, others, labels, name):
     value, *spread = found["difference"][name]
     return (f"{value:+.3f}" + (" [{:+.3f}, {:+.3f}]".format(*spread) if spread else "")
             + f", {found['wins']} won, {found['losses']} lost" + (f", p {found['p']:.3f}" if found["p"] is not None else ""))
+
+
+def report(roots, tasks, order):
+    """Markdown of every run folder below `roots`, recomputed from its lines: a section per task, data and model.
+
+    tasks: {name: Task}; order: method names."""
+    runs = {}
+    for file in sorted({f for root in roots for f in Path(root).rglob("results.json")}):
+        try:
+            made = json.loads(file.read_text(encoding="utf-8"))
+            task, settings = tasks[made["task"]], made["settings"]
+            made |= measure(file.parent, task.labels) | {"changed": file.parent.name[len(made["method"]):]}
+            if made["rows"]:
+                runs.setdefault((task, settings["data_hash"], made["stand_in"], settings["model"]), []).append(made)
+        except (ValueError, KeyError, TypeError) as e:
+            raise Problem(f"{file} is not a results file of ours ({e!r}): name another folder.") from None
+    if not runs:
+        raise Problem(f"no run with answers below {', '.join(roots)}", 2)
+    return "\n".join(line for (task, *_), made in runs.items() for line in markdown(
+        sorted(made, key=lambda r: (r["changed"], order.index(r["method"]))), task.name, task.title, task.labels))

@@ -64,12 +64,10 @@ class Client:
         """read(answer of the server); a failure gets advice."""
         try:
             return self.http.send(method, url, body, self._headers, self._sign, read, tries=tries)
-        except ContextOverflow:
-            raise
         except ServiceError as e:
             profile = "on-demand throughput" in str(e)  # Bedrock
             hint = f"Use an inference profile's id or ARN, such as us.{model}." if profile else HINTS.get(e.status, "")
-            raise ServiceError(f"{e}. {hint.format(model=model)}".strip(), e.status, e.code) from None
+            raise type(e)(f"{e}. {hint.format(model=model)}".strip(), e.status, e.code) from None
 
     def chat(self, messages, stop=None, max_tokens=512, tries=None):
         """One completion. Raises ContextOverflow, or ServiceError where the wire or the server failed."""
@@ -219,12 +217,10 @@ class Bedrock(Client):
 
     def _chat(self, messages, options, tries):
         turns = [("system", [])]
-        for m in messages:  # blank blocks are refused, and by some models two turns of one role in a row
-            same = next((blocks for role, blocks in [turns[0], turns[-1]] if role == m["role"]), None)
-            if m["content"].strip() and same is None:
-                turns.append((m["role"], same := []))
-            if m["content"].strip():
-                same.append({"text": m["content"]})
+        for m in (m for m in messages if m["content"].strip()):  # blank blocks are refused, by some models also two turns of one role in a row
+            if m["role"] not in ("system", turns[-1][0]):
+                turns.append((m["role"], []))
+            turns[0 if m["role"] == "system" else -1][1].append({"text": m["content"]})
         body = {"messages": [{"role": role, "content": blocks} for role, blocks in turns[1:]], "inferenceConfig": options}
         body |= {"system": turns[0][1]} if turns[0][1] else {}
         return self._call("POST", self._url(self.model, "converse"), body, self._read, self.model, tries)
@@ -291,16 +287,14 @@ class Answer:
 
 def story(answer):
     """An answer (`asdict` of an Answer) as readable text: every Thought, Action and Observation, then the answer."""
-    lines = []
-    for s in answer["steps"]:
-        lines += [f"Thought: {s['thought']}"] + ([f"Action: {s['action']}", f"Action Input: {s['input']}"] if s["action"] else [])
-        lines += [f"Observation: {s['observation']}"] if s["observation"] is not None else []
+    names = {"thought": "Thought", "action": "Action", "input": "Action Input", "observation": "Observation"}
+    lines = [f"{names[key]}: {step[key]}" for step in answer["steps"] for key in names if step[key] is not None]
     return "\n".join([*lines, f"Answer: {answer['text']!r} ({answer['status']})"])
 
 
 MARKS = r"[ \t>#*_`\-]*"
-LABEL = re.compile(rf"^{MARKS}(thought|action input|action|final answer|answer|observation)[ \t]*\d*{MARKS}(?::{MARKS}|$)",
-                   re.I | re.M)
+LABEL = re.compile(rf"^{MARKS}(thought|action input|action|final answer|answer)[ \t]*\d*{MARKS}(?::{MARKS}|$)", re.I | re.M)
+MADE_UP = re.compile(rf"^{MARKS}observation", re.I | re.M)
 INLINE = re.compile(r"(?<=\S)[ \t]+(?=(?:Action|Action Input|Final Answer)[ \t]*\d*:)")
 
 
@@ -313,20 +307,18 @@ def parse_reply(text):
     """
     text = visible(text).replace("\r\n", "\n").replace("：", ":")
     text = re.sub(r"^[ \t]*```\w*[ \t]*$", "", text, flags=re.M)  # code fences round the whole or parts of it
-    text = INLINE.sub("\n", text)  # 'Thought: .. Action: RAG Action Input: x' on one line
+    text = MADE_UP.split(INLINE.sub("\n", text))[0]  # 'Thought: .. Action: RAG Action Input: x' on one line
     marks = list(LABEL.finditer(text))
     sections = [(m[1].lower(), text[m.end():n.start() if n else None].strip()) for m, n in zip(marks, marks[1:] + [None])]
-    cut = next((i for i, (label, _) in enumerate(sections) if label == "observation"), len(sections))
-    lead = text[:marks[0].start() if marks else None].strip()
-    thought, action, given, answer = lead, None, None, None
-    for i, (label, content) in enumerate(sections[:cut]):
+    thought, action, given, answer = text[:marks[0].start() if marks else None].strip(), None, None, None
+    for i, (label, content) in enumerate(sections):
         if label == "thought":
             thought = thought or content
         elif label in ("answer", "final answer"):
             answer = content
         elif label == "action" and answer is None:
-            following = sections[i + 1:min(i + 2, cut)]
-            action, given = _call(content, following[0][1] if following and following[0][0] == "action input" else None)
+            follows, text = (sections + [("", "")])[i + 1]
+            action, given = _call(content, text if follows == "action input" else None)
             break
     if answer is not None:  # an explanation after a blank line is not part of the answer
         answer = re.split(r"\n\s*\n", answer)[0].strip().strip("*_`").strip() or None
@@ -350,7 +342,7 @@ def _call(action, given):
     except (TypeError, ValueError):
         pass
     given = " ".join(given.strip().strip("`").split()) if given else ""
-    if given[:1] in "\"'[" and given[-1:] == {"\"": "\"", "'": "'", "[": "]"}.get(given[:1]):
+    if given[-1:] == {"\"": "\"", "'": "'", "[": "]"}.get(given[:1]):
         given = given[1:-1].strip()
     return action.strip("*_`\"'[]. "), given or None
 
@@ -406,43 +398,33 @@ def react(llm, system, question, tools, max_steps=8):
     an action already done). A tool's failure is an observation. Raises ServiceError where the model cannot be reached."""
     messages = [{"role": "system", "content": "\n\n".join(filter(None, [system, protocol(tools)]))},
                 {"role": "user", "content": question}]
-    steps, usage, stuck, done = [], Usage(), 0, set()
-    forced = False
-
-    def result(text, status):
-        return Answer(text, steps, status, usage)
-
+    steps, usage, stuck, done, forced = [], Usage(), 0, set(), False
     while True:
         try:
             reply = llm.chat(messages, stop=["\nObservation"])
         except ContextOverflow as e:
             steps.append(Step(f"(no reply: {e})"))
-            return result("", "overflow")
+            return Answer("", steps, "overflow", usage)
         usage = usage + reply.usage
         if reply.finish == "content_filter":
-            return result("", "refused")
-        text = re.split(rf"(?im)^{MARKS}Observation", reply.text)[0].strip()
+            return Answer("", steps, "refused", usage)
+        text = MADE_UP.split(reply.text)[0].strip()
         messages.append({"role": "assistant", "content": text or "(no reply)"})
         thought, action, given, answer = parse_reply(text)
         if not answer and not LABEL.search(text) and (done or forced or not tools):
-            answer = _bare(text, 30 if forced else 8)  # before any tool a bare label is a reply that ignores the format
+            first = re.split(r"\n\s*\n", visible(text))[0].strip()  # before any tool a bare label is a reply that ignores the format
+            answer = first if 0 < len(first.split()) <= (30 if forced else 8) else None
         if forced:
-            return result(answer or "", "forced")
+            return Answer(answer or "", steps, "forced", usage)
         if answer is not None:
             steps.append(Step(thought))
-            return result(answer, "answered")
+            return Answer(answer, steps, "answered", usage)
         step = Step(thought if action else text, action, given)
         step.observation, ok = _observe(step, tools, done, reply.finish)
         steps.append(step)
         stuck = 0 if ok else stuck + 1
         forced = stuck == 3 or len(steps) >= max_steps
         messages.append({"role": "user", "content": f"Observation: {step.observation}" + (f"\n\n{FORCED}" if forced else "")})
-
-
-def _bare(text, words):
-    """The first paragraph of a reply without any label, if it has at most so many words; else None."""
-    first = re.split(r"\n\s*\n", visible(text))[0].strip()
-    return first if 0 < len(first.split()) <= words else None
 
 
 def complete(llm, prompt):
