@@ -140,7 +140,8 @@ def align(agent, llm, n=3, iterations=1):
     """Algorithm 1 on the last n labelled episodes of `agent.memory`; sets `agent.persona` to P* and returns the record.
 
     Iterations repeat over the same batch, each from the persona that the one before left. A simulated answer must not see
-    its own gold answer, so its tools read `memory.before(i)` without any episode that asks the same. The calls of one step run side by side."""
+    its own gold answer, so its tools read `memory.before(i)` without any episode that asks the same. The calls of one step
+    run side by side."""
     episodes = list(agent.memory)
     batch = [i for i, e in enumerate(episodes) if e.response][-n:] if n > 0 else []
     record = Alignment(agent.persona, agent.persona)

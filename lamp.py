@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -212,7 +213,8 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
         if lost:
             raise Problem(f"gold for {len(lost)} ids that {path} does not have (first: {lost[0]}): the two files beside each "
                           "other do not belong together.")
-    latest = {u: [e for e in sorted(all_, key=lambda e: e[0]) if e[0][0] == len(parts) - 1][-queries_per_user:] for u, all_ in seen.items()}
+    latest = {u: [e for e in sorted(all_, key=lambda e: e[0]) if e[0][0] == len(parts) - 1][-queries_per_user:]
+              for u, all_ in seen.items()}
     chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][2])[:users]
     if not chosen:
         raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {faults[0] if faults else 'It is empty'}")
@@ -265,7 +267,7 @@ def history_items(task, user, earlier, evaluated, faults):
         at = task.match(query.input)
         if norm(at["key"]) not in known:
             label = at["ab"[task.labels.index(query.gold)]] if task.options and query.gold in task.labels else query.gold
-            items.append({"id": query.id, task.text: at["key"], task.label: label, "date": "-".join(map(str, newest)),
+            items.append({"id": query.id, task.text: at["key"], task.label: label, "date": "-".join(f"{n:02}" for n in newest),
                           None: (query.input, query.gold)})  # a key that no JSON object has
     return sorted(items, key=date_of) if any(map(date_of, items)) else items
 
@@ -336,6 +338,7 @@ METHODS = {
 }
 GROUPS = {"table2": list(METHODS)[:8], "table3": list(METHODS)[7:], "all": list(METHODS)}
 NEUTRAL = "You are a helpful assistant. Answer the question."  # ours: the system prompt of an agent without a persona
+UNKNOWN = "nothing is known."  # ours: the profile in Appendix B's prompt where there is none
 BANK = "{neutral} What you know of the user: {portrait}\n\nRelated memories:\n{memories}"  # ours, for membank
 
 
@@ -390,7 +393,7 @@ def build_agent(setup, user, shared, line, emit):
     if bank:
         profile, used = bank.portrait, meter.usage
     meter = Meter(llm)
-    start = {"persona": initial_persona(profile or "nothing is known."), "neutral": NEUTRAL, "": profile}[method.system]
+    start = {"persona": initial_persona(profile or UNKNOWN), "neutral": NEUTRAL, "": profile}[method.system]
     agent = PersonaAgent(meter, memory, start, bound, opts["max_steps"])
     record = align.align(agent, meter, opts["batch"], opts["iterations"]) if method.aligned else align.Alignment(start, start)
     agent.llm, agent.bank = llm, bank
@@ -409,10 +412,12 @@ def answer_query(setup, agent, user, query, result=None):
         prompt = rag_prompt(setup.task, prompt, agent.memory, method.own) if method.own else prompt
         prompt = icl_prompt(setup, user, query) if method.others else prompt
         prompt = f"{agent.persona}\n\n{prompt}" if agent.persona and not method.system else prompt
-        system = agent.persona if not method.bank else BANK.format(
-            neutral=NEUTRAL, portrait=agent.bank.portrait,
-            memories=agent.bank.recall(retrieval_query(setup.task, query.input), setup.opts["top_k"]))
+        system = agent.persona
+        if method.bank:
+            recalled = agent.bank.recall(retrieval_query(setup.task, query.input), setup.opts["top_k"])
+            system = BANK.format(neutral=NEUTRAL, portrait=agent.bank.portrait, memories=recalled)
         result = react(agent.llm, system, prompt, agent.tools, agent.max_steps) if method.system else complete(agent.llm, prompt)
+        prompt = f"{system}\n\n{prompt}" if method.bank else prompt  # what was recalled stands nowhere else
     return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold,
             "prediction": metrics.parse(result.text, setup.task.labels), **asdict(result),
             "seconds": round(time.monotonic() - start, 3)}
@@ -451,6 +456,8 @@ def run(setup, users, folder, workers, shared, origin):
     wanted = {q.id for u in users for q in u.queries}
     rows = {r["id"]: r for r in metrics.read_lines(folder.path / "predictions.jsonl") if r["id"] in wanted}
     lines = {r["user_id"]: r for r in metrics.read_lines(folder.path / "personas.jsonl")}
+    for user, line in lines.items() if setup.method.profile else ():  # the profile of an earlier start serves all methods
+        shared.setdefault(user, {}).setdefault("profile", (line["profile"], Usage(**line["usage"]["profile"])))
     (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
     folder.write("results.json", {"complete": False, **origin})
     done, start, failed, setup.llm.embed_usage = set(rows), time.time(), set(), Usage()
@@ -528,13 +535,13 @@ FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a
              ("--queries-per-user", 3, positive, "the latest queries of each"),
              ("--max-history", None, positive, "keep only the newest items of a history (cold start)"),
              ("--limit", None, positive, "queries in all"),
-             ("--seed", 0, int, "of the negatives drawn for LaMP-1")],
+             ("--seed", 0, int, "of what is drawn: LaMP-1's negatives, icl's examples")],
     "model": [("--provider", None, str, "openai (any server that speaks its API) or bedrock; default: what the environment has"),
               ("--model", None, str, "chat model; without --model, --base-url and --provider a stand-in answers, no language model"),
               ("--embed-model", None, str, "embedding model (OpenAI: text-embedding-3-small, Bedrock: amazon.titan-embed-text-v2:0)"),
               ("--temperature", 0.1, float, "sampling temperature"),
               ("--wiki-base-url", None, str, "host root of another Wikipedia")],
-    "method": [("--top-k", 4, positive, "K memories per retrieval of the agent, in simulation and answering"),
+    "method": [("--top-k", 4, positive, "K memories per retrieval of the agent, sharing 2,000 characters"),
                ("--batch", 3, positive, "n interactions of the alignment batch"),
                ("--iterations", 1, positive, "alignment iterations"),
                ("--max-steps", 8, positive, "replies of the ReAct loop before the answer is forced")],
@@ -608,10 +615,10 @@ def connect(args, embeds):
         if len(names) != 1:
             misused(f"{llm.base_url} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}")
         llm.model = names[0]
-    if embeds and not args.embed_model:
-        if "api.openai.com" not in llm.embed_base_url:
-            misused("a method here retrieves memories: name the server's embedding model with --embed-model")
+    if not llm.embed_model and "api.openai.com" in llm.embed_base_url:
         llm.embed_model = "text-embedding-3-small"
+    if embeds and not llm.embed_model:
+        misused("a method here retrieves memories: name the server's embedding model with --embed-model")
     return llm, wiki
 
 
@@ -629,12 +636,12 @@ def provenance(args, llm, argv):
                 data.update(chunk)
     for module in (memories, tools, persona_agent, align):
         prompts.update(json.dumps({k: v for k, v in vars(module).items() if k.isupper() and isinstance(v, str)}).encode())
-    prompts.update(TASKS[args.task].summary.encode())
+    prompts.update("\0".join([NEUTRAL, BANK, UNKNOWN, TASKS[args.task].summary, TASKS[args.task].example]).encode())
     settings = {k: getattr(args, k) for k in SETTINGS if k != "method"} | {
         "model": llm.model, "embed_model": llm.embed_model, "data_hash": data.hexdigest()[:16],
         "prompt_hash": prompts.hexdigest()[:16]}
     return {"task": args.task, "stand_in": args.stand_in, "settings": settings, "provenance": {
-        "command": " ".join(["python", "lamp.py", *argv]), "commit": commit, "base_url": llm.base_url,
+        "command": shlex.join(["python", "lamp.py", *argv]), "commit": commit, "base_url": llm.base_url,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
 
 
@@ -659,7 +666,8 @@ def print_plan(task, args, users, remarks, llm, origin):
         print("        WIKIPEDIA_CONTACT is not set: Wikipedia asks for the operator's contact and allows fewer requests without")
     for name, m in zip(args.method, methods):
         turns = 3 if m.tools else 1  # two tools and the answer, where all goes well
-        calls = queries * turns + len(users) * (m.profile + 11 * m.bank) + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1)
+        calls = (queries * turns + len(users) * (m.profile + 11 * m.bank)
+                 + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1))
         print(f"method  {name}: about {calls} chat calls" + (f", up to {args.max_steps + 1} a question" if m.tools else ""))
     print(flush=True)
 

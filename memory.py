@@ -106,8 +106,9 @@ class EpisodicMemory:
         return view
 
     def drop(self, indices):
-        """Take episodes out of a view that `before` has made; the memory that it was made from stays as it is."""
-        kept = [i for i in range(len(self)) if i not in set(indices)]
+        """Take episodes out. A memory that this one is a view of stays as it is."""
+        gone = set(indices)
+        kept = [i for i in range(len(self)) if i not in gone]
         self.episodes, self._rows = [self.episodes[i] for i in kept], self._rows[kept]
 
     def save(self, path):
@@ -179,7 +180,7 @@ class MemoryBank:
                                  f"{s[-1].metadata.get('date') or 'here'}: {text}") for s, text in zip(stretches, self.summaries)])
 
     def recall(self, query, k=4):
-        """The k most similar events and summaries as text, in the order in which they happened."""
+        """The k most similar events and summaries as text, events in the order of time, then summaries."""
         order = {id(e): i for i, e in enumerate(self.events)}
         found = sorted((e for e, _ in self.events.search(query, k) if not self._forgotten(e)), key=lambda e: order[id(e)])
         for event in found:
@@ -187,8 +188,8 @@ class MemoryBank:
         return "\n".join(f"- {e.text}" for e in found)
 
     def _forgotten(self, event):
-        days = [np.datetime64(str(e.metadata["date"])) for e in (event, *self.events) if e.metadata.get("date")]
         if not self.forgetting or not event.metadata.get("date"):
             return False
+        days = [np.datetime64(str(e.metadata["date"])) for e in (event, *self.events) if e.metadata.get("date")]
         t = (max(days) - days[0]) / np.timedelta64(1, "D")
         return self._rng.random() > np.exp(-t / (1 + self.recalled.get(id(event), 0)))

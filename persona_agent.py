@@ -24,7 +24,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Usage:
-    """What calls cost. `seconds` is the time spent waiting for answers, back-off included."""
+    """What calls cost. `seconds` is the time spent on answers, back-off and the wait for a free slot included."""
     calls: int = 0
     input: int = 0
     cached: int = 0
@@ -66,7 +66,8 @@ class Client:
             return self.http.send(method, url, body, self._headers, self._sign, read, tries=tries)
         except ServiceError as e:
             profile = "on-demand throughput" in str(e)  # Bedrock
-            hint = f"Use an inference profile's id or ARN, such as us.{model}." if profile else HINTS.get(e.status, "")
+            hint = f"Use an inference profile's id or ARN, such as us.{model}." if profile else HINTS.get(
+                e.status if model or e.status != 404 else None, "")
             raise type(e)(f"{e}. {hint.format(model=model)}".strip(), e.status, e.code) from None
 
     def chat(self, messages, stop=None, max_tokens=512, tries=None):
@@ -217,7 +218,7 @@ class Bedrock(Client):
 
     def _chat(self, messages, options, tries):
         turns = [("system", [])]
-        for m in (m for m in messages if m["content"].strip()):  # blank blocks are refused, by some models also two turns of one role in a row
+        for m in (m for m in messages if m["content"].strip()):  # blank blocks, and at times two turns of a role, are refused
             if m["role"] not in ("system", turns[-1][0]):
                 turns.append((m["role"], []))
             turns[0 if m["role"] == "system" else -1][1].append({"text": m["content"]})
@@ -318,14 +319,14 @@ def parse_reply(text):
             answer = content
         elif label == "action" and answer is None:
             follows, text = (sections + [("", "")])[i + 1]
-            action, given = _call(content, text if follows == "action input" else None)
+            action, given = _read_action(content, text if follows == "action input" else None)
             break
     if answer is not None:  # an explanation after a blank line is not part of the answer
         answer = re.split(r"\n\s*\n", answer)[0].strip().strip("*_`").strip() or None
     return thought, action, given, answer
 
 
-def _call(action, given):
+def _read_action(action, given):
     """('RAG("war films")', None) -> ('RAG', 'war films'); the input as text whether quoted, JSON or in brackets."""
     action = action.strip().strip("*_`\"' ")
     inner = re.match(r"\[([^\[\]]+)\]$", action)
@@ -337,8 +338,8 @@ def _call(action, given):
         action = re.split(r"[\[(:\n]", action)[0]
     try:
         data = json.loads(given)
-        values = data.values() if isinstance(data, dict) else data if isinstance(data, list) else [data]
-        given = " ".join(str(v) for v in values)
+        values = data.values() if isinstance(data, dict) else data if isinstance(data, list) else [given]
+        given = data if isinstance(data, str) else " ".join(str(v) for v in values)
     except (TypeError, ValueError):
         pass
     given = " ".join(given.strip().strip("`").split()) if given else ""
@@ -412,9 +413,10 @@ def react(llm, system, question, tools, max_steps=8):
         messages.append({"role": "assistant", "content": text or "(no reply)"})
         thought, action, given, answer = parse_reply(text)
         if not answer and not LABEL.search(text) and (done or forced or not tools):
-            first = re.split(r"\n\s*\n", visible(text))[0].strip()  # before any tool a bare label is a reply that ignores the format
+            first = re.split(r"\n\s*\n", visible(text))[0].strip()  # a bare label before any tool only ignores the format
             answer = first if 0 < len(first.split()) <= (30 if forced else 8) else None
         if forced:
+            steps.append(Step(thought if answer else text))
             return Answer(answer or "", steps, "forced", usage)
         if answer is not None:
             steps.append(Step(thought))

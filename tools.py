@@ -256,19 +256,28 @@ class Tool:
 # paper, Appendix C, word for word
 WIKI_DESCRIPTION = """\
 Use this tool to get a brief summary from Wikipedia about a specific topic.
+
 Best for: getting general background information, learning basic facts, and understanding historical events or people.
+
 Input: a clear, specific topic name (e.g., 'Albert Einstein', 'World War II').
+
 Output: returns a concise Wikipedia summary.
+
 Note: use precise topic names for better results."""
 
 # paper, Appendix C, word for word
 RAG_DESCRIPTION = """\
 Retrieve top-k relevant items/histories from the user memory using RAG (Retrieval-Augmented Generation).
+
 Best for: finding detailed information on related items, answering specific questions from personal data, and \
 incorporating user preferences into the final answer.
+
 Input: a specific search query or question about the content.
+
 Output: relevant interaction histories from the user memory.
+
 Note: more specific queries yield more accurate results.
+
 Requirement: must use this tool at least once to answer the question."""
 
 WIKI_DOWN = "Wikipedia cannot be reached at the moment. Use another tool, or answer from what you know."  # ours
@@ -360,7 +369,7 @@ class RAG(Tool):
             found = [episode for episode, _ in self.memory.search(query, self.k)]
         except ValueError as e:  # embeddings of another dimension: the embedding service is broken, not the query
             raise ServiceError(f"the memory cannot be searched: {e}") from None
-        room = LIMIT // max(len(found), 1) - 8  # every hit is shown, the long ones cut
+        room = max(LIMIT // max(len(found), 1) - 8, 40)  # every hit is shown, the long ones cut
         # no numbers before the hits: '[1]' would look like an answer of LaMP-1
         lines = [f"- {e.text if len(e.text) <= room else e.text[:room - 4] + ' ...'}" for e in found]
         return "\n".join(lines) or "The user memory is empty: nothing is known about this user."

@@ -1,6 +1,7 @@
 """What the library costs: python -m tests.bench
 
 chat    CPU time of one chat call against a bare requests.Session.post of the same body to the same server, pairwise.
+coverage  how often the bootstrap interval holds the truth, by simulation.
 load    time and peak memory of choosing 100 users from a large generated LaMP-3 file, against a plain json.load of it.
 """
 import argparse
@@ -12,8 +13,10 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 import requests
 
+import metrics
 from persona_agent import OpenAICompatible
 
 
@@ -42,6 +45,17 @@ def bench_chat(rounds=15, calls=60):
         ratios = [cpu(lambda: llm.chat(messages), calls) / cpu(bare, calls) for _ in range(rounds)]
         server.kill()
     return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def coverage(tables=1000):
+    """Share of simulated tables (50 users, 3 queries each) whose 95% interval holds the true accuracy."""
+    rng, held = np.random.default_rng(1), 0
+    users, truth = np.repeat(np.arange(50), 3), np.clip(np.random.default_rng(2).normal(0.6, 0.2, 10 ** 6), 0, 1).mean()
+    for seed in range(tables):
+        right = rng.random(150) < np.clip(rng.normal(0.6, 0.2, 50), 0, 1)[users]
+        low, high = metrics.intervals(users.tolist(), ["a"] * 150, ["a" if r else "b" for r in right], ("a", "b"), 400, seed)["accuracy"]
+        held += low <= truth <= high
+    return held / tables
 
 
 def generate(folder, megabytes):
@@ -85,6 +99,7 @@ if __name__ == "__main__":
     size = parser.parse_args().megabytes
     median, low, high = bench_chat()
     print(f"chat: {median:.2f} times the CPU time of a bare post (median of 15 rounds, {low:.2f} to {high:.2f})")
+    print(f"coverage: the 95% interval held the true accuracy in {coverage():.1%} of 1,000 simulated tables")
     ratio, ours, plain = bench_load(size)
     print(f"load: 100 users out of {size} MB in {ratio:.2f} times the time of json.load, {ours:.0f} MB against {plain:.0f} MB")
     sys.exit(median > 1.3)

@@ -128,7 +128,7 @@ def reply_to(messages):
         return gradient(last)
     if "prompt engineering assistant" in last:
         return update(last)
-    if "User history, oldest first:" in last:
+    if "oldest first:" in last or last.startswith(("Summarize these", "Describe the personality", "Merge these")):
         return summary(last)
     if messages[0]["role"] == "system":
         return react(messages)

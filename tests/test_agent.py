@@ -130,7 +130,7 @@ def test_repeated_action_with_every_tool_used_asks_for_the_answer(scripted):
 
 def test_three_repetitions_in_a_row_force_an_answer(scripted):
     answer = react(scripted(["Action: RAG\nAction Input: a"] * 4 + ["Final Answer: x"]), "", "Which?", TOOLS)
-    assert (answer.text, answer.status, len(answer.steps)) == ("x", "forced", 4)
+    assert (answer.text, answer.status, len(answer.steps)) == ("x", "forced", 5)
 
 
 def test_unknown_tool_names_the_tools(scripted):
@@ -148,7 +148,7 @@ def test_failing_tool_is_an_observation(scripted):
 def test_step_limit_forces_an_answer(scripted):
     llm = scripted([f"Action: RAG\nAction Input: {n}" for n in range(3)] + ["Final Answer: x"])
     answer = react(llm, "", "Which?", TOOLS, max_steps=3)
-    assert (answer.text, answer.status, len(answer.steps)) == ("x", "forced", 3)
+    assert (answer.text, answer.status, len(answer.steps)) == ("x", "forced", 4)
     assert llm.calls[-1]["messages"][-1]["content"].endswith(FORCED)
 
 
@@ -161,7 +161,7 @@ def test_bare_label_counts_once_a_tool_was_used_or_where_there_is_none(scripted)
 
 def test_three_bad_replies_in_a_row_force_an_answer(scripted):
     answer = react(scripted(["Thought: hm"] * 3 + ["Final Answer: x"]), "", "Which?", TOOLS)
-    assert (answer.text, answer.status, len(answer.steps)) == ("x", "forced", 3)
+    assert (answer.text, answer.status, len(answer.steps)) == ("x", "forced", 4)
     assert answer.steps[0].thought == "Thought: hm" and answer.steps[0].action is None
 
 

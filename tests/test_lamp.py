@@ -11,7 +11,7 @@ import pytest
 import lamp
 from lamp import METHODS, SAMPLE, TASKS, Folder, Problem, cli, load, rag_prompt
 from memory import EpisodicMemory, summarize
-from metrics import score
+from metrics import read_lines, score
 from tests import standin
 from tools import RAG
 
@@ -307,7 +307,7 @@ SENT = {  # what stands in the requests of which methods, and in those of no oth
     "the user's items": {"rag-1", "rag-4", "pag-4", "membank", "personaagent", "no-alignment", "no-persona", "no-action"},
     "other users' items": {"icl"},
     "User history, oldest first": {"pag-4", "personaagent", "no-alignment", "no-action"},
-    "Most frequent answers": {"pag-4", "personaagent", "no-alignment", "no-action"},  # the stand-in's profile
+    "Most frequent answers": {"pag-4", "membank", "personaagent", "no-alignment", "no-action"},  # the stand-in's profile
     "MUST use at least TWO tools": PERSONA, "You are a helpful assistant. Answer": {"react", "membank", "no-persona"},
     "What you know of the user: ": {"membank"}, "Summarize these interactions": {"membank"}, "Merge these desc": {"membank"},
     "User summary: nothing is known": {"no-memory"},
@@ -401,11 +401,11 @@ def test_first_command_runs_whole_and_says_that_no_model_was_involved(task, tmp_
 
 def test_run_folder_holds_every_output(tmp_path):
     cli(["--task", "lamp3", "--output", str(tmp_path)])
-    folder = Folder(tmp_path / "lamp3/personaagent")
-    row, person = folder.rows("predictions.jsonl")[0], folder.rows("personas.jsonl")[0]
+    folder = tmp_path / "lamp3/personaagent"
+    row, person = read_lines(folder / "predictions.jsonl")[0], read_lines(folder / "personas.jsonl")[0]
     assert set(row) == {"user_id", "id", "question", "gold", "prediction", "text", "status", "steps", "usage", "seconds"}
-    assert {"profile", "initial", "final", "iterations"} <= set(person) and len(folder.rows("personas.jsonl")) == 6
-    predicted, gold = (json.loads((folder.path / f).read_text()) for f in ("lamp.json", "gold.json"))
+    assert {"profile", "initial", "final", "iterations"} <= set(person) and len(read_lines(folder / "personas.jsonl")) == 6
+    predicted, gold = (json.loads((folder / f).read_text()) for f in ("lamp.json", "gold.json"))
     assert predicted["task"] == gold["task"] == "LaMP_3"
     assert [g["id"] for g in predicted["golds"]] == [g["id"] for g in gold["golds"]] and len(gold["golds"]) == 18
     assert {"command", "commit", "time"} <= set(results(tmp_path)["provenance"])
@@ -446,6 +446,22 @@ def test_folder_in_use_by_another_run_is_refused(tmp_path, capsys):
     assert cli(command) == 2 and "is in use by another run" in capsys.readouterr().err
     held.held.close()
     assert cli(command) == 0
+
+
+def test_profile_of_an_earlier_start_serves_a_method_that_comes_later(server, tmp_path):
+    command = ["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *server.flags, "--method"]
+    cli([*command, "no-alignment"])
+    server.bodies.clear()
+    cli([*command, "no-alignment,personaagent"])
+    assert not any("User history, oldest first" in json.dumps(body) for body in chats(server))
+    assert results(tmp_path)["usage"]["profile"]["calls"] == 1
+
+
+def test_membank_takes_earlier_queries_with_dates(tmp_path):
+    asked = [question(f"q{n}", [movie(1, date="2011-03-06")], user=1) for n in range(5)]
+    write(tmp_path, asked, {f"q{n}": "action" for n in range(5)})
+    assert cli(["--task", "lamp2m", "--method", "membank", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert load(TASKS["lamp2m"], tmp_path)[0][0].history[1].metadata["date"] == "2011-03-06"
 
 
 def test_failure_of_one_user_is_counted_left_out_and_tried_again(server, tmp_path, capsys):
@@ -548,11 +564,27 @@ def test_report_of_a_run_that_is_not_finished_counts_what_there_is(tmp_path, cap
     lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
     (folder / "predictions.jsonl").write_text("".join(lines[:5]))
     made = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps({k: made[k] for k in ("complete", "task", "method", "stand_in", "settings")}))
+    (folder / "results.json").write_text(json.dumps({"complete": False, **{k: made[k] for k in (
+        "task", "method", "stand_in", "settings")}}))
     (folder / "errors.jsonl").write_text(json.dumps({"id": "x"}) + "\n")
     capsys.readouterr()
     assert not cli(["--report", str(tmp_path)])
-    assert re.search(r"\| prompt \| 5 \| .* \| 1 \|\n", capsys.readouterr().out)
+    assert re.search(r"\| prompt \(unfinished\) \| 5 \| .* \| 1 \|\n", capsys.readouterr().out)
+
+
+def test_report_keeps_models_and_the_stand_in_apart(tmp_path, server, capsys):
+    command = ["--task", "lamp2m", "--method", "prompt", "--limit", "2", "--output", str(tmp_path)]
+    for flags in ([], server.flags, [*server.flags, "--model", "other"]):
+        cli([*command, *flags])
+    capsys.readouterr()
+    cli(["--report", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.count("### LaMP-2M") == 3 and out.count("NO LANGUAGE MODEL") == out.count("model m.") == out.count("model other.") == 1
+
+
+def test_report_of_a_foreign_results_file_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "results.json").write_text('{"score": 1}')
+    assert cli(["--report", str(tmp_path)]) == 1 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_report_of_nothing_is_refused(tmp_path, capsys):

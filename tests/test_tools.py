@@ -290,6 +290,10 @@ def test_rag_does_not_cut_what_fits(memory):
     assert RAG(memory(*texts))("war") == "\n".join(f"- {t}" for t in texts)
 
 
+def test_rag_shows_every_hit_even_of_very_many(memory):
+    assert RAG(memory(*[f"war {i} " + "x" * 90 for i in range(60)]), k=60)("war").count("- war ") >= 40
+
+
 def test_rag_does_not_number_its_hits_like_the_options_of_a_question(memory):
     assert "[1]" not in RAG(memory("love", "war"))("a war film")
 

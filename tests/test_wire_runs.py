@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lamp import SAMPLE, TASKS, Folder, cli, load
+from lamp import SAMPLE, TASKS, cli, load
+from metrics import read_lines
 from tests import standin
 from tests.faults import Answer, deliver
 
@@ -69,9 +70,8 @@ def bedrock(server, root, monkeypatch, **keys):
 
 def rows(root):
     """{(method, query id): line of predictions.jsonl} of every run folder below `root`."""
-    folders = [Folder(file.parent) for file in Path(root).rglob("results.json")]
-    return {(json.loads((f.path / "results.json").read_text())["method"], r["id"]): r for f in folders
-            for r in f.rows("predictions.jsonl")}
+    return {(json.loads(file.read_text())["method"], r["id"]): r for file in Path(root).rglob("results.json")
+            for r in read_lines(file.parent / "predictions.jsonl")}
 
 
 def told(root):
