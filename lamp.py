@@ -405,6 +405,15 @@ def build_agent(setup, user, shared, line, emit):
     return agent
 
 
+def read_answer(task, question, text):
+    """The label that an answer gives, or None; in LaMP-1 it may also name just one of the two titles, without its number."""
+    label = metrics.parse(text, task.labels)
+    if label or not task.options or metrics.DENIED.search(text.lower()):
+        return label
+    named = [label for label, group in zip(task.labels, task.options) if norm(task.match(question)[group]) in norm(text)]
+    return named[0] if len(named) == 1 else None
+
+
 def answer_query(setup, agent, user, query, result=None):
     """The line of predictions.jsonl for one query; `result` where its answer is known already."""
     start, prompt, method = time.monotonic(), query.input, setup.method
@@ -419,7 +428,7 @@ def answer_query(setup, agent, user, query, result=None):
         result = react(agent.llm, system, prompt, agent.tools, agent.max_steps) if method.system else complete(agent.llm, prompt)
         prompt = f"{system}\n\n{prompt}" if method.bank else prompt  # what was recalled stands nowhere else
     return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold,
-            "prediction": metrics.parse(result.text, setup.task.labels), **asdict(result),
+            "prediction": read_answer(setup.task, query.input, result.text), **asdict(result),
             "seconds": round(time.monotonic() - start, 3)}
 
 

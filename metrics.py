@@ -34,7 +34,7 @@ RATINGS = ("1", "2", "3", "4", "5")
 NOUN = r"(?:answer|tags?|genre|category|score|rating|reference|option|paper|label|prediction|stars)"
 KIND = rf"(?:(?:the|a|an|best|likely|most likely|probably|boxed|text|{NOUN})\b[\s#:{{]*)*"
 CUE = (rf"(?:\b{NOUN}\b(?:[^\n.:=]*?(?:\bis\b|\bbe\b|\bas\b|[:=]|\bof\b)|(?=\s*['\"\[]))|\b(?:give|rate|choose|pick|tag)\b"
-       r"(?: (?:it|this)(?: \w+)?)?(?: as)?|\b(?:would cite|relates to|described as|think it'?s)\b)")
+       r"(?: (?:it|this)(?: \w+)?)?(?: as)?|\b(?:would cite|relate[sd] to|described as|think it'?s)\b)")
 LEAD = r"^(?:\s*(?:[-•>#→~]|\d+[.)])\s+)*\s*[~→]?"
 DENIED = re.compile(r"\b(?:no|not|never|cannot|neither|unlikely|wrong|incorrect|unrelated|if)\b|n't\b")
 HABIT = re.compile(r"\b(?:usual|average|typical|favou?rite|(?:most )?(?:frequent|common))(?:ly)? (?:\w+ )?$")
@@ -62,7 +62,7 @@ def _given(text, one, read, mention):
     for m in re.finditer(rf"(?:{LEAD}|(?P<cue>{CUE})\s*){KIND}(?P<open>['\"\[({{<\s]*)(?P<one>{one})(?!\w|\.?\d|-\w*[a-rt-z])",
                          text, re.M):
         line, rest = text[text.rfind("\n", 0, m.start("one")) + 1:m.start("one")], text[m.end():].split("\n")[0]
-        denied = DENIED.search(re.split(r"[.!?;]\s|\bbut\b", line)[-1]) or re.match(r"\W*(?:is )?(?:not|un|wrong)(?<![,(]not)"
+        denied = DENIED.search(re.split(r"[.!?;]\s|\bbut\b", line)[-1]) or re.match(r"\W*(?:is )?(?:not|unrelated|unlikely|wrong)\b(?<![,(]not)"
                                                                                     r"(?<![,(] not)", rest)
         habit = m["cue"] and HABIT.search(text[:m.start("cue")].split("\n")[-1])
         if denied or habit or not (ENDED.match(rest) or "[" in m["open"]):  # a bracket may be followed by its title

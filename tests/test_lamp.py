@@ -272,6 +272,13 @@ def test_quotes_inside_titles_do_not_break_lamp1():
     assert match["key"] == 'The "right" way' and match["a"] == 'On "what"'
 
 
+@pytest.mark.parametrize("answer, label", [
+    ("The reference is \"Sea  birds\".", "[2]"), ("[1]", "[1]"), ("It is about rain and forests or sea birds.", None),
+    ("\"Rain and forests\" is related to it.", "[1]"), ("It is not \"Sea birds\".", None), ("A paper on whales.", None)])
+def test_lamp1_answer_may_name_one_of_the_two_titles(answer, label):
+    assert lamp.read_answer(TASKS["lamp1"], PAPER.format("Mine", "Rain and forests", "Sea birds"), answer) == label
+
+
 def test_large_file_is_read_in_pieces(tmp_path):
     many = [{"id": str(n), "text": "é😀x" * 1700} for n in range(700)]
     (tmp_path / "many.json").write_text("\ufeff \n" + json.dumps(many, indent=1, ensure_ascii=False), encoding="utf-8")

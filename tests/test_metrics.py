@@ -270,7 +270,9 @@ def test_a_category_is_read_or_not_guessed(text, expected):
     ("The more related reference is option [2]", "[2]"), ("The answer is not [1]; it is [2]", "[2]"),
     ("[1] or [2]: the answer is [2]", "[2]"), ("[1] because [2] is about auctions", "[1]"),
     ("[1]. [2] is about auctions", "[1]"), ("[1] (not [2])", "[1]"), ("[2]: \"Auctions with budget limits\"", "[2]"),
-    ("[2] \"Auctions\"", "[2]"), ("2. Auctions", "[2]"), ("Reference [1] is not related. Reference [2] is.", "[2]"), ("[2]\n\"Auctions\"", "[2]")])
+    ("[2] \"Auctions\"", "[2]"), ("2. Auctions", "[2]"), ("Reference [1] is not related. Reference [2] is.", "[2]"), ("[2]\n\"Auctions\"", "[2]"),
+    ("[2]: \"Uncertainty Measure for Sampling.\"", "[2]"), ("[2]: \"Not a title\"", None),
+    ("The paper \"X\" is related to [2] \"Cosmic ray intensities\".", "[2]")])
 def test_a_reference_is_read(text, expected):
     assert parse_label(text, REFERENCES) == expected
 
