@@ -144,10 +144,8 @@ def locate(task, data):
         if usable:
             return usable
         if pairs:
-            raise Problem(f"{pairs[-1][0]} has no gold beside it: put {pairs[-1][1].name} into the same folder (LaMP publishes "
-                          "gold for train and dev), or point --data at other data.")
-    raise Problem(f"{data} holds no {task.name} data: looked for {task.folder}/dev/dev_questions.json, also under time/, and "
-                  "for an OPPU *history.json.")
+            raise Problem(f"{pairs[-1][0]} has no gold beside it: put {pairs[-1][1].name} there (LaMP has it for train and dev).")
+    raise Problem(f"{data} holds no {task.name} data: neither [time/]{task.folder}/dev/dev_questions.json nor a *history.json.")
 
 
 def read_gold(task, path):
@@ -205,14 +203,12 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
         seen.setdefault(user, []).append((order, query.id, len(profile), place))
     ids = Counter(e[1] for all_ in seen.values() for e in all_)
     if ids and ids.most_common(1)[0][1] > 1:
-        raise Problem(f"the query id {ids.most_common(1)[0][0]!r} occurs more than once in {', '.join(str(p) for p, _ in parts)}: "
-                      "answers could not be told apart. Give each query an id of its own.")
+        raise Problem(f"the query id {ids.most_common(1)[0][0]!r} occurs more than once in {data}: give each query its own id.")
     told = {re.search(r", record (.*?):", f)[1] for f in faults}
     for path, gold in parts:
         lost = [i for i in gold or () if i not in ids and i not in told]
         if lost:
-            raise Problem(f"gold for {len(lost)} ids that {path} does not have (first: {lost[0]}): the two files beside each "
-                          "other do not belong together.")
+            raise Problem(f"gold for {len(lost)} ids that {path} lacks (first: {lost[0]}): the files do not belong together.")
     latest = {u: [e for e in sorted(all_, key=lambda e: e[0]) if e[0][0] == len(parts) - 1][-queries_per_user:]
               for u, all_ in seen.items()}
     chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][2])[:users]
@@ -565,8 +561,7 @@ SETTINGS = {flag[2:].replace("-", "_"): default for group in ("what", "model", "
 EXAMPLES = """examples:
   python lamp.py --task lamp1                             the bundled sample and the stand-in: no key, no model
   python lamp.py --task lamp2m --model gpt-4o-mini        OpenAI, with OPENAI_API_KEY
-  python lamp.py --task lamp3 --data LaMP --method prompt,rag-4,no-alignment,personaagent \\
-      --base-url http://localhost:11434/v1 --model qwen2.5 --embed-model nomic-embed-text
+  python lamp.py --task lamp3 --data LaMP --method table2 --base-url URL --model M --embed-model E
   python lamp.py --show 6100                              one query of the runs in runs/, as a story"""
 
 

@@ -637,6 +637,20 @@ def test_workers_bound_the_requests_in_flight():
     assert lamp.connect(lamp.arguments(["--task", "lamp1", "--workers", "3"]), True)[0].http.slots._initial_value == 3
 
 
+@pytest.mark.parametrize("flags, has, expected", [
+    (["--model", "m", "--provider", "bedrock", "--region", "eu-west-1"], {"OPENAI_API_KEY": "k"}, "bedrock-runtime.eu-west-1"),
+    (["--model", "m"], {"AWS_REGION": "us-east-2"}, "bedrock-runtime.us-east-2"),
+    (["--model", "m"], {"OPENAI_API_KEY": "k", "AWS_REGION": "us-east-2"}, "api.openai.com"),
+    (["--model", "m", "--base-url", "http://x/v1", "--embed-model", "e"], {"AWS_REGION": "us-east-2"}, "http://x/v1"),
+    ([], {"OPENAI_API_KEY": "k", "AWS_REGION": "us-east-2"}, "127.0.0.1")])
+def test_flags_and_environment_choose_the_provider(monkeypatch, flags, has, expected):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"AWS_BEARER_TOKEN_BEDROCK": "token", **has}.items():
+        monkeypatch.setenv(name, value)
+    assert expected in lamp.connect(lamp.arguments(["--task", "lamp1", *flags]), True)[0].base_url
+
+
 def test_embeddings_may_live_elsewhere(server, tmp_path):
     other = standin.start(handler=Recorder)
     other.bodies, other.fail = [], lambda body: None
