@@ -45,14 +45,13 @@ class Reply:
 
 HINTS = {401: "Check the key (OPENAI_API_KEY, or for Bedrock AWS_*).", 403: "Check the key, and that it may use the model '{model}'.",
          404: "Does the server have the model '{model}' (Ollama: ollama pull {model}), and is the base URL right (.../v1)?",
-         None: "Is the server running, and is the base URL right?"}
+         None: "Is the server running, and is the base URL right?",
+         "profile": "Use an inference profile's id or ARN, such as us.{model}."}
 
 
 class Client:
-    """What the two clients share: the call, options that a model refuses, reasoning that swallows a stop string, embeddings.
-
-    One client serves all threads, with at most `workers` requests in flight. `embed_usage` adds up the embedding calls. A
-    subclass tells its wire: `options` maps temperature, stop and max_tokens to the server's names (None: not sent)."""
+    """What the two clients share. One serves all threads, with at most `workers` requests in flight; `embed_usage` adds up the
+    embedding calls. `options` maps temperature, stop and max_tokens to the server's names (None: the model refuses it)."""
     options, most, longest, room = {}, 64, 30_000, 200_000  # texts a request, characters a text and a request
 
     def __init__(self, model, embed_model, temperature, workers):
@@ -65,9 +64,8 @@ class Client:
         try:
             return self.http.send(method, url, body, self._headers, self._sign, read, tries=tries)
         except ServiceError as e:
-            profile = "on-demand throughput" in str(e)  # Bedrock
-            hint = f"Use an inference profile's id or ARN, such as us.{model}." if profile else HINTS.get(
-                e.status if model or e.status != 404 else None, "")
+            key = "profile" if "on-demand throughput" in str(e) else e.status if model or e.status != 404 else None
+            hint = HINTS.get(key, "")
             raise type(e)(f"{e}. {hint.format(model=model)}".strip(), e.status, e.code) from None
 
     def chat(self, messages, stop=None, max_tokens=512, tries=None):
@@ -190,9 +188,9 @@ class OpenAICompatible(Client):
 class Bedrock(Client):
     """Amazon Bedrock: Converse for chat, InvokeModel for Titan Text Embeddings V2 and Cohere Embed v3 and v4.
 
-    Model ids, inference profiles and ARNs; an embedding model's id must name it. Key: AWS_BEARER_TOKEN_BEDROCK, else
-    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (SigV4). Region: `region`, AWS_REGION, AWS_DEFAULT_REGION.
-    Endpoint: AWS_ENDPOINT_URL_BEDROCK_RUNTIME. All are read when constructed. Cohere tells no token counts."""
+    model: id, inference profile or ARN; embed_model: its id. Read when constructed: AWS_BEARER_TOKEN_BEDROCK, else
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (SigV4); AWS_REGION, AWS_DEFAULT_REGION (`region` comes first);
+    AWS_ENDPOINT_URL_BEDROCK_RUNTIME. Cohere tells no token counts."""
     options = {"temperature": "temperature", "stop": "stopSequences", "max_tokens": "maxTokens"}
     finishes = {"max_tokens": "length", "guardrail_intervened": "content_filter", "content_filtered": "content_filter"}
 
