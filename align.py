@@ -1,7 +1,8 @@
 """Test-time user-preference alignment (Section 2.2, Eq. 5, Algorithm 1): rewrite the persona by textual feedback.
 
-Works on any agent that has `persona`, `memory`, `tools` (each with `over(memory)`) and `answer(question)`, and any model
-with `chat(messages, max_tokens=..)`. It changes nothing but `agent.persona`, and keeps a record of every step.
+Works on any agent that has `persona`, `memory` (iterable, with `before(i)` and `drop(indices)`), `tools` (each with
+`over(memory)`) and `answer(question)`, and any model with `chat(messages, max_tokens=..)` whose replies have `text` and
+`finish`. It changes nothing but `agent.persona`, and keeps a record of every step.
 What it does not do: look at a validation set, or take back an update that turns out worse.
 """
 import copy

@@ -13,7 +13,6 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor, as_completed

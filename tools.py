@@ -297,7 +297,7 @@ class Wiki(Tool):
         self.base, self.http = base_url.rstrip("/"), http or Http(workers=1, tries=4, deadline=120, polite=5)
         agent = f"PersonaAgent/0.1 ({contact}) python-requests/{requests.__version__}"
         self.headers = {"User-Agent": agent.encode("ascii", "replace").decode()}
-        self.calls, self.failed, self.down = 0, 0, None  # down: why Wikipedia was given up
+        self.failed, self.down = 0, None  # down: why Wikipedia was given up
         self._seen, self._lock = {}, threading.Lock()
 
     def _summary(self, topic):
@@ -305,7 +305,6 @@ class Wiki(Tool):
         if not topic:
             return "Wiki needs a topic name as its input."
         with self._lock:
-            self.calls += 1
             try:
                 return self._look_up(topic)
             except ServiceError as e:
