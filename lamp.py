@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,8 +27,9 @@ import persona_agent
 import tools
 from memory import Episode, EpisodicMemory, MemoryBank, summarize
 from metrics import Folder, Problem
-from persona_agent import Answer, Bedrock, Meter, OpenAICompatible, PersonaAgent, Step, Usage, complete, initial_persona, react
-from tools import RAG, WIKI_DOWN, ContextOverflow, ServiceError, Wiki
+from persona_agent import (Answer, Bedrock, Cached, Client, Meter, OpenAICompatible, PersonaAgent, Step, Usage, complete,
+                           initial_persona, react)
+from tools import RAG, WIKI_DOWN, Cache, ContextOverflow, ServiceError, Wiki
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "tests" / "sample"
@@ -355,37 +357,39 @@ def rag_prompt(task, text, memory, k):
     return text if not found else text.replace("title", f"title, and {joined}", 1) if task.options else f"{joined}. {text}"
 
 
-def icl_prompt(setup, user, query):
-    """Seeded questions of other users with their answers, none with the text of one of this user's evaluated queries."""
+def examples(task, user, pool, seed, k):
+    """{query id: k seeded questions of other users with their answers, none with the text of one of this user's queries}.
+
+    pool: (user id, Episode) of all that is labelled."""
     def key(question):
-        return norm(setup.task.match(question)["key"])
+        return norm(task.match(question)["key"])
 
-    own, rng = {key(q.input) for q in user.queries}, random.Random(f"{setup.opts['seed']} {query.id}")
-    drawn = rng.sample(setup.pool, min(len(setup.pool), 50 * setup.method.others))
-    shown = [e for owner, e in drawn if owner != user.id and key(e.query) not in own][:setup.method.others]
-    return "\n\n".join([*(f"{e.query}\n{e.response}" for e in shown), query.input])
-
-
-# the same for all users of a run; opts: settings by name; pool: (user id, episode) of all that is labelled
-Setup = namedtuple("Setup", "task method llm wiki opts pool")
+    own = {key(q.input) for q in user.queries}
+    drawn = {q.id: random.Random(f"{seed} {q.id}").sample(pool, min(len(pool), 50 * k)) for q in user.queries}
+    return {i: [f"{e.query}\n{e.response}" for owner, e in drawn[i] if owner != user.id and key(e.query) not in own][:k] for i in drawn}
 
 
-def build_agent(setup, user, shared, line, emit):
-    """The PersonaAgent of one user: memory, profile, persona and, where asked for, alignment; emits its line of personas.jsonl.
+# one user's work as plain data. link: see `connect`; opts: settings by name; examples: of `icl`; done: {method: ids answered
+# before}; lines: {method: the user's line of personas.jsonl}
+Job = namedtuple("Job", "task methods link opts user examples done lines")
+Setup = namedtuple("Setup", "task method llm wiki opts examples")  # of one method in one process
 
-    shared: the memory and the profile that other methods made for this user. line: what an earlier start of this run
+
+def build_agent(setup, user, shared, line):
+    """(PersonaAgent, its line of personas.jsonl) of one user: memory, profile, persona and, where asked for, alignment.
+
+    shared: what the methods have in common for this user, the memory and the profile. line: what an earlier start of this run
     wrote to personas.jsonl; the persona is then taken from it."""
     method, llm, opts = setup.method, setup.llm, setup.opts
     if method.embeds and "memory" not in shared:
-        memory = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
-        memory.add(user.history)
-        shared["memory"] = memory
+        shared["memory"] = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
+        shared["memory"].add(user.history)
     memory, profile, used, meter = shared.get("memory"), "", Usage(), Meter(llm)
     bound = [tool for tool in (setup.wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
     if line:
         agent = PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"])
         agent.bank = method.bank and MemoryBank(llm, memory, made=(line["profile"], line["bank"]))
-        return agent
+        return agent, line
     if method.profile:
         if "profile" not in shared:
             shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
@@ -398,12 +402,9 @@ def build_agent(setup, user, shared, line, emit):
     agent = PersonaAgent(meter, memory, start, bound, opts["max_steps"])
     record = align.align(agent, meter, opts["batch"], opts["iterations"]) if method.aligned else align.Alignment(start, start)
     agent.llm, agent.bank = llm, bank
-    if method.profile or method.system:
-        emit("personas.jsonl", {
-            "user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
-            "profile": profile, "bank": bank and bank.summaries, **asdict(record),
-            "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}})
-    return agent
+    return agent, {"user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
+                   "profile": profile, "bank": bank and bank.summaries, **asdict(record),
+                   "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}}
 
 
 def read_answer(task, question, text):
@@ -420,7 +421,7 @@ def answer_query(setup, agent, user, query, result=None):
     start, prompt, method = time.monotonic(), query.input, setup.method
     if not result:
         prompt = rag_prompt(setup.task, prompt, agent.memory, method.own) if method.own else prompt
-        prompt = icl_prompt(setup, user, query) if method.others else prompt
+        prompt = "\n\n".join([*setup.examples[query.id], prompt]) if method.others else prompt
         prompt = f"{agent.persona}\n\n{prompt}" if agent.persona and not method.system else prompt
         system = agent.persona
         if method.bank:
@@ -433,11 +434,28 @@ def answer_query(setup, agent, user, query, result=None):
             "seconds": round(time.monotonic() - start, 3)}
 
 
-def evaluate(setup, user, shared, line, done, emit):
-    """Answer one user's queries that are not in `done`; every line goes to emit(file name, row) as it is ready.
+def evaluate(job, emit=None):
+    """All methods' answers to one user's queries: rows (method, file, line) of the run folders, returned as a list, or handed
+    to emit(method, file, line) as each is ready.
 
-    A failure, of the wire or of ours, is a line of errors.jsonl for each query that it hit, and stops nothing else. A prompt
-    that is too long for the model is the method's own failure: an empty answer."""
+    From plain data to plain data, so that any executor can run it in any process. A failure, of the wire or of ours, is a
+    line of errors.jsonl for each query that it hit, and stops nothing else. A prompt that is too long for the model is the
+    method's own failure: an empty answer."""
+    rows, shared, (llm, wiki) = [], {}, connect(job.link, os.getpid())
+    emit = emit or (lambda *row: rows.append(row))
+    for name, line in job.lines.items():
+        if METHODS[name].profile:  # the profile of an earlier start serves all methods
+            shared["profile"] = line["profile"], Usage(**line["usage"]["profile"])
+    for name in job.methods:
+        queries = [q for q in job.user.queries if q.id not in job.done[name]]
+        if queries:
+            _evaluate(Setup(TASKS[job.task], METHODS[name], llm, wiki, job.opts, job.examples), job.user, queries, shared,
+                      job.lines.get(name), functools.partial(emit, name))
+    return rows
+
+
+def _evaluate(setup, user, queries, shared, line, emit):
+    """`evaluate` for one method."""
     def attempt(stage, queries, work):
         try:
             return work()
@@ -449,8 +467,13 @@ def evaluate(setup, user, shared, line, done, emit):
             for query in queries:
                 emit("errors.jsonl", {"user_id": user.id, "id": query.id, "stage": stage, "error": f"{type(e).__name__}: {e}"})
 
-    queries = [q for q in user.queries if q.id not in done]
-    agent = attempt("persona", queries, lambda: build_agent(setup, user, shared, line, emit))
+    def build():
+        agent, new = build_agent(setup, user, shared, line)
+        if new is not line and (setup.method.profile or setup.method.system):
+            emit("personas.jsonl", new)
+        return agent
+
+    agent = attempt("persona", queries, build)
     if agent:
         with ThreadPoolExecutor(len(queries)) as pool:
             list(pool.map(lambda q: attempt("answer", [q], lambda: emit("predictions.jsonl", answer_query(setup, agent, user, q))),
@@ -459,49 +482,72 @@ def evaluate(setup, user, shared, line, done, emit):
 
 # ---------------------------------------------------------------------------------------------------- a run
 
-def run(setup, users, folder, workers, shared, origin):
-    """Evaluate one method on all users, resuming what the folder holds, and write every output. Returns the results.
+def run(base, users, shown, folders, origin, pool, llm):
+    """Evaluate the users in an executor, each a Job made from `base`, writing each line as it comes: {method: results.json}.
 
-    shared: {user id: dict} for what the methods of one start share. origin: what results.json says of its making."""
-    wanted = {q.id for u in users for q in u.queries}
-    rows = {r["id"]: r for r in metrics.read_lines(folder.path / "predictions.jsonl") if r["id"] in wanted}
-    lines = {r["user_id"]: r for r in metrics.read_lines(folder.path / "personas.jsonl")}
-    for user, line in lines.items() if setup.method.profile else ():  # the profile of an earlier start serves all methods
-        shared.setdefault(user, {}).setdefault("profile", (line["profile"], Usage(**line["usage"]["profile"])))
-    (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
-    folder.write("results.json", {"complete": False, **origin})
-    done, start, failed, setup.llm.embed_usage = set(rows), time.time(), set(), Usage()
+    shown: {user id: `examples`}. folders: {method: Folder}; what they hold is resumed. origin: what results.json says of its making. llm: told to stop at
+    Ctrl-C; what is in flight then is finished and saved."""
+    task, wanted, stopping, lock, start = TASKS[base.task], {q.id for u in users for q in u.queries}, False, threading.Lock(), time.time()
+    rows, lines, failed = {}, {}, {m: set() for m in folders}
+    for m, folder in folders.items():
+        (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
+        folder.write("results.json", {"complete": False, "method": m, **origin})
+        rows[m] = {r["id"]: _brief(r) for r in metrics.read_lines(folder.path / "predictions.jsonl") if r["id"] in wanted}
+        lines[m] = {r["user_id"]: r for r in metrics.read_lines(folder.path / "personas.jsonl")}
+    before = sum(map(len, rows.values()))
+    jobs = [base._replace(user=u, examples=shown[u.id], done={m: set(rows[m]) for m in folders}, lines={m: lines[m][u.id] for m in folders if u.id in lines[m]})
+            for u in users]
 
-    def emit(file, row):
-        folder.append(file, row)
-        with folder.lock:
+    def emit(method, file, row):
+        if stopping and file == "errors.jsonl":
+            return
+        folders[method].append(file, row)
+        with lock:
             if file == "errors.jsonl":
-                failed.add(row["id"])
+                failed[method].add(row["id"])
             elif file == "predictions.jsonl":
-                rows[row["id"]] = row
-            if sys.stderr.isatty() and rows:
-                line = metrics.progress(setup.task.labels, list(rows.values()), len(failed), len(wanted), len(rows) - len(done), start)
-                print(f"\r{origin['method']} {line}\033[K", end="\n" if len(rows) + len(failed) == len(wanted) else "",
-                      file=sys.stderr, flush=True)
+                rows[method][row["id"]] = _brief(row)
+            if sys.stderr.isatty() and rows[method]:
+                done, lost = sum(map(len, rows.values())), sum(map(len, failed.values()))
+                left = (time.time() - start) / max(done - before, 1) * (len(wanted) * len(folders) - done - lost)
+                line = metrics.progress(task.labels, list(rows[method].values()), len(failed[method]), len(wanted), left)
+                print(f"\r{method} {line}\033[K", end="" if left else "\n", file=sys.stderr, flush=True)
 
-    pool = ThreadPoolExecutor(workers)
-    try:
-        jobs = [pool.submit(evaluate, setup, user, shared.setdefault(user.id, {}), lines.get(user.id), done, emit)
-                for user in users if not {q.id for q in user.queries} <= done]
-        for job in as_completed(jobs):
-            job.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    results = {"complete": not failed, **results_of(setup.task, users, folder), "this_start": {
-        "seconds": round(time.time() - start, 1), "embedding": asdict(setup.llm.embed_usage)}, **origin}
-    folder.write("results.json", results)
+    live = [emit] if isinstance(pool, ThreadPoolExecutor) else []  # across processes the lines come when the user is done
+    waiting = {pool.submit(evaluate, job, *live) for job in jobs}
+    while waiting:
+        try:
+            for future in as_completed(waiting.copy()):
+                waiting.discard(future)
+                for row in () if future.cancelled() else future.result():
+                    emit(*row)
+        except KeyboardInterrupt:
+            if stopping:
+                raise
+            stopping = llm.http.stopped = True
+            for future in waiting:
+                future.cancel()
+            print("\nstopping: what is in flight is finished and saved; Ctrl-C again stops at once", file=sys.stderr)
+    started = {"seconds": round(time.time() - start, 1), "embedding": asdict(llm.embed_usage)}
+    started |= {"cache": {"found": llm.cache.found, "asked": llm.cache.asked}} if base.link.cache else {}
+    results = {m: {**results_of(task, users, folder), "this_start": started, "method": m, **origin} for m, folder in folders.items()}
+    for m, folder in folders.items():
+        folder.write("results.json", results[m])
+    if stopping:
+        raise KeyboardInterrupt
     return results
+
+
+def _brief(row):
+    """What the progress line needs of a line of predictions.jsonl."""
+    return {key: row[key] for key in ("gold", "prediction", "usage")}
 
 
 def results_of(task, users, folder):
     """What a run came to (metrics.measure) and whom it covered; writes lamp.json and gold.json beside it."""
     found = metrics.measure(folder.path, task.labels, [q.id for u in users for q in u.queries])
     rows = found.pop("rows").values()
+    found = {"complete": len(rows) == sum(len(u.queries) for u in users), **found}
     for file, key in (("gold.json", "gold"), ("lamp.json", "prediction")):
         folder.write(file, {"task": task.folder.split("/")[0], "golds": [{"id": r["id"], "output": r[key] or ""} for r in rows]})
     steps = [s for answer in [*rows, *found.pop("simulated")] for s in answer["steps"]]
@@ -561,6 +607,8 @@ FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a
             ("--embed-base-url", None, str, "where the embedding model is served, if elsewhere"),
             ("--workers", 8, positive, "requests in flight"),
             ("--output", "runs", str, "root of the run folders <task>/<method>[-changed settings]"),
+            ("--cache", None, str, "keep every answer of the services in this file, and ask for none twice"),
+            ("--offline", False, bool, "answer from the cache alone: no key, no server"),
             ("--show", None, str, "print query ID of the runs below --output as a story, and stop")]}
 SETTINGS = {flag[2:].replace("-", "_"): default for group in ("what", "model", "method") for flag, default, *_ in FLAGS[group]}
 EXAMPLES = """examples:
@@ -577,12 +625,15 @@ def arguments(argv):
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag, default, kind, text in flags:
-            text += f" ({default})" if default is not None else ""
+            text += f" ({default})" if default not in (None, False) else ""
+            if kind is bool:
+                group.add_argument(flag, action="store_true", help=text)
+                continue
             group.add_argument(flag, default=default, type=kind, help=text, nargs="+" if flag == "--report" else None,
                                metavar="DIR" if flag == "--report" else flag.rsplit("-", 1)[1].upper())
     args = parser.parse_args(argv)
     args.method = list(dict.fromkeys(m for part in args.method.split(",") for m in GROUPS.get(part, [part])))
-    args.stand_in = not (args.model or args.base_url or args.provider)
+    args.stand_in, args.embeds = not (args.model or args.base_url or args.provider), any(METHODS[m].embeds for m in args.method if m in METHODS)
     for flag, value, known in [("--task", args.task, TASKS), *(("--method", m, METHODS) for m in args.method),
                                ("--provider", args.provider or "openai", ("openai", "bedrock"))]:
         if value not in known and args.show is None and not args.report:
@@ -592,43 +643,59 @@ def arguments(argv):
     for url in filter(None, (args.base_url, args.embed_base_url, args.wiki_base_url)):
         if not re.match(r"https?://[^/@\s]+(/[^@\s]*)?$", url):
             misused("an address must look like http://localhost:11434/v1, without user or password (a key: OPENAI_API_KEY)")
+    if args.offline and not (args.cache and (args.model or args.stand_in)):
+        misused("--offline needs --cache FILE, and --model with the name that its answers are stored under")
     if args.data == "" or not 0 <= args.temperature <= 2:
         misused("--data is empty" if args.data == "" else "--temperature is a number from 0 to 2")
     return args
 
 
-def connect(args, embeds):
-    """(model client, Wiki) for the flags and the environment; without a model flag the stand-in, whatever keys there are."""
-    wiki = Wiki(args.wiki_base_url or "https://en.wikipedia.org")
-    if args.stand_in:
+Link = namedtuple("Link", "stand_in provider model embed_model temperature base_url embed_base_url region wiki_base_url workers "
+                          "cache offline embeds")  # what `connect` needs, as plain data; keys come from the environment
+
+
+@functools.lru_cache(1)
+def connect(link, pid):
+    """(model, Wiki), made once in each process, whose id is `pid`."""
+    kind, llm, wiki = dial(link)
+    if link.cache:
+        cache, look_up = Cache(link.cache, link.offline), wiki.run
+        source = link.wiki_base_url or ("stand-in" if link.stand_in else wiki.base)
+        llm, wiki.run = Cached(llm, cache, kind), lambda topic: cache.answers(f"Wiki/{source}", [topic], lambda _: [look_up(topic)])[0]
+    return llm, wiki
+
+
+def dial(link):
+    """(provider, client, Wiki) for the flags and the environment; without a model flag the stand-in, whatever keys there are."""
+    wiki, rest = Wiki(link.wiki_base_url or "https://en.wikipedia.org"), (link.temperature, link.workers)
+    if link.stand_in:
         try:
             from tests import standin
         except ImportError:
             misused("the stand-in is only part of a source checkout: name a model with --model")
         root = f"http://127.0.0.1:{standin.start().server_port}"
-        return (OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", args.temperature, args.workers),
-                Wiki(args.wiki_base_url or root, "loopback"))
-    base = args.base_url or os.environ.get("OPENAI_BASE_URL")
+        return ("openai", OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", *rest), Wiki(link.wiki_base_url or root, "loopback"))
+    base = link.base_url or os.environ.get("OPENAI_BASE_URL")
     openai, aws = base or os.environ.get("OPENAI_API_KEY"), {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & set(os.environ)
-    if args.provider == "bedrock" or not args.provider and aws and not openai:
-        if not args.model:
+    if link.provider == "bedrock" or not link.provider and aws and not openai:
+        if not link.model:
             misused("Bedrock needs --model, such as us.anthropic.claude-3-5-sonnet-20241022-v2:0")
-        return Bedrock(args.model, args.embed_model or "amazon.titan-embed-text-v2:0", args.region, args.temperature,
-                       args.workers), wiki
-    if not openai:
+        embed = link.embed_model or "amazon.titan-embed-text-v2:0"
+        return "bedrock", Client(link.model, embed, *rest) if link.offline else Bedrock(link.model, embed, link.region, *rest), wiki
+    if not openai and not link.offline:
         misused("no server to talk to: set OPENAI_API_KEY (OpenAI), --base-url (a local server), or AWS_REGION and "
                 "AWS_BEARER_TOKEN_BEDROCK or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Bedrock)")
-    llm = OpenAICompatible(args.model, args.embed_model, base, None, args.temperature, args.workers, args.embed_base_url)
-    if not args.model:
+    llm = OpenAICompatible(link.model, link.embed_model, base, None, *rest, link.embed_base_url)
+    if not link.model:
         names = llm.models()
         if len(names) != 1:
             misused(f"{llm.base_url} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}")
         llm.model = names[0]
     if not llm.embed_model and "api.openai.com" in llm.embed_base_url:
         llm.embed_model = "text-embedding-3-small"
-    if embeds and not llm.embed_model:
+    if link.embeds and not llm.embed_model:
         misused("a method here retrieves memories: name the server's embedding model with --embed-model")
-    return llm, wiki
+    return "openai", llm, wiki
 
 
 def provenance(args, llm, argv):
@@ -681,17 +748,20 @@ def print_plan(task, args, users, remarks, llm, origin):
     print(flush=True)
 
 
-def main(argv):
+def main(argv, pool=None):
+    """The command line: prints, and returns the exit code. pool: any concurrent.futures.Executor for the users' work."""
     args = arguments(argv)
     if args.report:
         return print(metrics.report(args.report, TASKS, list(METHODS)))
     if args.show is not None:
         return show(args.show, args.output)
-    task, embeds = TASKS[args.task], any(METHODS[m].embeds for m in args.method)
+    task, methods = TASKS[args.task], [METHODS[m] for m in args.method]
     users, remarks = load(task, args.data or SAMPLE, args.users, args.queries_per_user, args.max_history, args.limit, args.seed)
-    pool = [(u.id, e) for u in users for e in u.history if e.response]
+    labelled = [(u.id, e) for u in users for e in u.history if e.response]
     users = [u for u in users if u.queries]
-    llm, wiki = connect(args, embeds)
+    link = Link(*(getattr(args, field) for field in Link._fields))
+    connect.cache_clear()  # the environment may have changed since another run in this process
+    llm, wiki = connect(link, os.getpid())
     origin = provenance(args, llm, argv)
     print_plan(task, args, users, remarks, llm, origin)
     opts = origin["settings"]
@@ -699,12 +769,14 @@ def main(argv):
     changed |= {"data": Path(changed["data"]).resolve().name} if "data" in changed else {}
     name = "".join(f"-{k}={re.sub(r'[^-.0-9A-Za-z]+', '_', str(v))}" for k, v in changed.items())
     folders = {m: Folder(Path(args.output, task.name, m + name), opts) for m in args.method}
-    llm.chat([{"role": "user", "content": "Reply with the word OK."}], max_tokens=16, tries=2)  # alone, so as to fail at once
-    if embeds:
-        llm.embed(["OK"], tries=2)
-    shared = {}
-    results = {m: run(Setup(task, METHODS[m], llm, wiki, opts, pool), users, folders[m], args.workers, shared,
-                      {"method": m, **origin}) for m in args.method}
+    if not args.offline:
+        client = llm.llm if args.cache else llm  # alone and not from the cache, so as to fail at once
+        client.chat([{"role": "user", "content": "Reply with the word OK."}], max_tokens=16, tries=2)
+        client.embed(["OK"], tries=2) if args.embeds else None
+    k = max(m.others for m in methods)
+    base = Job(task.name, args.method, link, opts, None, None, None, None)
+    results = run(base, users, {u.id: examples(task, u, labelled, args.seed, k) for u in users}, folders, origin,
+                  pool or ThreadPoolExecutor(args.workers), llm)
     print(metrics.table(results))
     print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
     missed, errors = (sum(r[k] for r in results.values()) for k in ("failed_wiki_calls", "errors"))

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import threading
-import time
 import unicodedata
 from pathlib import Path
 
@@ -332,11 +331,10 @@ def measure(folder, labels, ids=None):
         "simulated": [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]}
 
 
-def progress(labels, rows, failed, wanted, new, start):
-    """'7/18, 1 failed  accuracy 0.714  ..': done of all, running metric, calls, tokens, time left."""
+def progress(labels, rows, failed, wanted, left):
+    """'7/18, 1 failed  accuracy 0.714  ..': done of all, running metric, calls, tokens, seconds left."""
     used = total(r["usage"] for r in rows)
     scores = score([r["gold"] for r in rows], [r["prediction"] for r in rows], labels)
-    left = (time.time() - start) / max(new, 1) * (wanted - len(rows) - failed)
     return (f"{len(rows)}/{wanted}, {failed} failed  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
             + f"  {used['calls']} calls  {(used['input'] + used['output']) / 1000:.0f}k tokens  {left:.0f} s left")
 

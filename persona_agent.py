@@ -258,6 +258,32 @@ class Meter:
         return reply
 
 
+class Cached:
+    """A model whose answers are kept in a Cache: what was asked before is answered from there, with the usage it had then.
+
+    kind: what speaks to the model ('openai', 'bedrock'), a part of each request. Everything else is the model's own."""
+
+    def __init__(self, llm, cache, kind="openai"):
+        self.llm, self.cache, self.kind = llm, cache, kind
+
+    def __getattr__(self, name):
+        return getattr(self.llm, name)
+
+    def chat(self, messages, stop=None, max_tokens=512):
+        """As the model's. The request is the messages and every parameter, as asked for."""
+        request = {"messages": messages, "temperature": self.llm.temperature, "stop": stop, "max_tokens": max_tokens}
+        found, = self.cache.answers(f"{self.kind}/{self.llm.model}", [request], lambda _: [
+            json.dumps(asdict(self.llm.chat(messages, stop, max_tokens)), ensure_ascii=False)])
+        reply = json.loads(found)
+        return Reply(reply["text"], reply["finish"], Usage(**reply["usage"]))
+
+    def embed(self, texts, query=False):
+        """As the model's, each text a request of its own."""
+        rows = self.cache.answers(f"{self.kind}/{self.llm.embed_model}", [[text, query] for text in texts], lambda new: [
+            np.asarray(row, np.float32).tobytes() for row in self.llm.embed([text for text, _ in new], query)])
+        return np.array([np.frombuffer(row, np.float32) for row in rows]).reshape(len(rows), -1 if rows else 0)
+
+
 def visible(text):
     """The part of a reply that is not hidden reasoning: '<think>..</think>x' or '..</think>x' -> 'x'; an unclosed
     '<think>..' -> ''."""

@@ -11,8 +11,10 @@ import json
 import os
 import random
 import re
+import sqlite3
 import threading
 import time
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import quote, urlsplit
@@ -55,7 +57,7 @@ class Http:
     """
 
     def __init__(self, workers=8, tries=8, deadline=900, polite=0):
-        self.tries, self.deadline, self.polite = tries, deadline, polite  # polite: least seconds to wait after a 429
+        self.tries, self.deadline, self.polite, self.stopped = tries, deadline, polite, False  # stopped: nothing is sent any more; polite: least seconds to wait after a 429
         self._dead = {}  # host -> (until when nothing is sent there, what a whole round of tries without any answer said)
         self.slots, self.session = threading.BoundedSemaphore(workers), requests.Session()
         self.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -75,6 +77,8 @@ class Http:
             n += 1
             try:
                 with self.slots:
+                    if self.stopped:
+                        raise ServiceError("stopped")
                     start = start or time.monotonic()  # waiting for a free slot is no fault of the server
                     left = max(self.deadline + start - time.monotonic(), 0.1)
                     sent = {"Content-Type": "application/json", **(headers or {})}
@@ -229,6 +233,60 @@ def sigv4(method, url, headers, data, region, access_key, secret_key, token=None
     signature = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
     return {**headers, "X-Amz-Date": now, **({"X-Amz-Security-Token": token} if token else {}), "Authorization":
             f"AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={names}, Signature={signature}"}
+
+
+class Cache:
+    """Answers by their complete requests in one SQLite file, which threads and processes share, on a network file system
+    too (no write-ahead log). What is stored first stays. offline: the file is opened read-only, and a request that it does
+    not hold is a ServiceError. `found` and `asked` count the requests."""
+
+    def __init__(self, path, offline=False):
+        self.path, self.offline, self.found, self.asked, self._lock = path, offline, 0, 0, threading.Lock()
+        uri = f"file:{quote(os.path.abspath(path))}?mode={'ro' if offline else 'rwc'}"
+        with self._database(lambda: sqlite3.connect(uri, 60, check_same_thread=False, uri=True)) as db:
+            if {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} - {"answers"}:
+                raise sqlite3.DatabaseError("it is another program's database")
+            if not offline:
+                db.execute("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, model TEXT, answer) WITHOUT ROWID")
+            db.execute("SELECT request, model, answer FROM answers LIMIT 1").fetchone()
+
+    @contextmanager
+    def _database(self, connect=None):
+        """The connection, for one thread and one transaction at a time."""
+        try:
+            with self._lock:
+                self._db = connect() if connect else self._db
+                with self._db:
+                    yield self._db
+        except sqlite3.Error as e:
+            raise ServiceError(f"the cache {self.path} cannot be used: {e}. Free what it needs, or name another file.") from None
+
+    def answers(self, model, requests_, ask):
+        """The stored answer, text or bytes, to each of `requests_` (JSON-able); ask(those not stored) gives theirs.
+
+        model: who answers; a part of the request. What `ask` raises is stored nowhere."""
+        keys = [hashlib.sha256(_utf8([model, request])).digest() for request in requests_]
+        stored = self._stored(keys)
+        new = {key: request for key, request in zip(keys, requests_) if key not in stored}
+        if new and self.offline:
+            with self._database() as db:
+                models = ", ".join(name for name, in db.execute("SELECT DISTINCT model FROM answers"))
+            request = json.dumps(next(iter(new.values())), ensure_ascii=False)
+            raise ServiceError(f"{self.path} has answers of {models or 'nobody'}, but none of {model} to: {request[:100]} ... "
+                               f"{request[-200:]}. Run it without --offline.")
+        if new:
+            rows = [(key, model, answer) for key, answer in zip(new, ask(list(new.values())))]
+            with self._database() as db:
+                db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)
+            stored |= self._stored(new)
+        with self._lock:
+            self.found, self.asked = self.found + len(keys) - len(new), self.asked + len(new)
+        return [stored[key] for key in keys]
+
+    def _stored(self, keys):
+        with self._database() as db:
+            found = ((key, db.execute("SELECT answer FROM answers WHERE request = ?", (key,)).fetchone()) for key in keys)
+            return {key: row[0] for key, row in found if row}
 
 
 class Tool:

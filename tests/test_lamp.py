@@ -633,8 +633,14 @@ def test_seed_flag_acts(server, tmp_path):
     assert sent[0] != sent[1]
 
 
+def dial(flags):
+    """The client that a command line connects to."""
+    args = lamp.arguments(flags)
+    return lamp.dial(lamp.Link(*(getattr(args, field) for field in lamp.Link._fields)))[1]
+
+
 def test_workers_bound_the_requests_in_flight():
-    assert lamp.connect(lamp.arguments(["--task", "lamp1", "--workers", "3"]), True)[0].http.slots._initial_value == 3
+    assert dial(["--task", "lamp1", "--workers", "3"]).http.slots._initial_value == 3
 
 
 @pytest.mark.parametrize("flags, has, expected", [
@@ -648,7 +654,7 @@ def test_flags_and_environment_choose_the_provider(monkeypatch, flags, has, expe
         monkeypatch.delenv(name, raising=False)
     for name, value in {"AWS_BEARER_TOKEN_BEDROCK": "token", **has}.items():
         monkeypatch.setenv(name, value)
-    assert expected in lamp.connect(lamp.arguments(["--task", "lamp1", *flags]), True)[0].base_url
+    assert expected in dial(["--task", "lamp1", *flags]).base_url
 
 
 def test_embeddings_may_live_elsewhere(server, tmp_path):
