@@ -62,23 +62,20 @@ TASKS = {t.name: t for t in (
          r'paper with the title "(?P<key>.*)", which reference is related\?.*?\[1\]: "(?P<a>.*)" \[2\]: "(?P<b>.*)"',
          ("title", "abstract"), "title", "citation", '"{title}"',
          "These are papers that one researcher has written, with a paper each of them cites where that is known. Write a "
-         "profile of the researcher in at most 120 words: research interests, topics and methods, and what kind of work "
-         "they tend to cite. Write only the profile.", "ab"),
+         "profile of the researcher: research interests, topics and methods, and what kind of work they tend to cite.", "ab"),
     Task("lamp2m", "LaMP-2M: Personalized Movie Tagging", "LaMP_2/new", metrics.MOVIE_TAGS,
          r"\] description: (?P<key>.*)", ("description",), "description", "tag", 'the tag for the movie: "{description}" is "{tag}" ',
-         "These are movies that one user has tagged. Write a profile of the user in at most 120 words: the tag they give "
-         "most often, the films they watch, and how they choose between tags that would both fit. Write only the profile."),
+         "These are movies that one user has tagged. Write a profile of the user: the tag they give most often, the films "
+         "they watch, and how they choose between tags that would both fit."),
     Task("lamp2n", "LaMP-2N: Personalized News Categorization", "LaMP_2", metrics.NEWS_CATEGORIES,
          r"\] article: (?P<key>.*)", ("title", "text"), "text", "category",
          'the category for the article: "{text}" is "{category}" ',
-         "These are articles that one journalist has written, with their categories. Write a profile of the journalist in "
-         "at most 120 words: the category they write in most often, their subjects, and how they choose between "
-         "categories that would both fit. Write only the profile."),
+         "These are articles that one journalist has written, with their categories. Write a profile of the journalist: the "
+         "category they write in most often, their subjects, and how they choose between categories that would both fit."),
     Task("lamp3", "LaMP-3: Personalized Product Rating", "LaMP_3", metrics.RATINGS,
          r"without further explanation\. review: (?P<key>.*)", ("text",), "text", "score", '{score} is the score for "{text}" ',
-         "These are product reviews that one user has written, with the scores they gave. Write a profile of the user in at "
-         "most 120 words: the scores they give most often to positive and to negative reviews, what they care about, and "
-         "how they write. Write only the profile."))}
+         "These are product reviews that one user has written, with the scores they gave. Write a profile of the user: the "
+         "scores they give most often to positive and to negative reviews, what they care about, and how they write."))}
 
 
 # ---------------------------------------------------------------------------------------------------- data

@@ -131,7 +131,7 @@ class EpisodicMemory:
 
 
 # ours. Read by the summarizing model; {instruction} is the task's S_t, after PAG's prompts.
-SUMMARY_PROMPT = "{instruction}\n\nUser history, oldest first:\n{history}"
+SUMMARY_PROMPT = "{instruction} Write at most 120 words, and only the profile.\n\nUser history, oldest first:\n{history}"
 
 
 def summarize(llm, episodes, instruction, newest=30, words=150):

@@ -327,7 +327,7 @@ def test_the_model_is_asked_once_as_user_and_with_the_instruction():
     summarize(llm, episodes("east"), "Describe the user.")
     [[message]] = llm.asked
     assert message["role"] == "user"
-    assert message["content"].startswith("Describe the user.\n")
+    assert message["content"].startswith("Describe the user. Write at most 120 words, and only the profile.\n")
 
 
 def test_only_the_newest_30_episodes_are_shown_oldest_first():
