@@ -6,6 +6,7 @@ Works on any agent that has `persona`, `memory` (iterable, with `before(i)` and 
 What it does not do: look at a validation set, or take back an update that turns out worse.
 """
 import copy
+import difflib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -182,6 +183,17 @@ def _update(before, samples, llm, record):
     return after
 
 
+def marked(before, after):
+    """`after` with what it took out of `before` as [-..-] and what it put in as {+..+}, word by word."""
+    def wrap(words, start, end):
+        text = "".join(words)
+        return text and text[:-len(text.lstrip())] + start + text.lstrip() + end
+
+    old, new = (re.findall(r"\s*\S+", text) for text in (before, after))
+    return "".join("".join(new[k:m]) if kind == "equal" else wrap(old[i:j], "[-", "-]") + wrap(new[k:m], "{+", "+}")
+                   for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes())
+
+
 def story(record, tell=lambda answer: answer["text"]):
     """An alignment (`asdict` of an Alignment) as readable text: persona, simulations, feedback and what came of them.
 
@@ -191,6 +203,6 @@ def story(record, tell=lambda answer: answer["text"]):
         for s in step["samples"]:
             parts.append(f"--- iteration {n}, simulated\n{s['query']}\n{tell(s['answer'])}\nthe user's: {s['expected']!r}\n"
                          f"--- feedback{', degenerate: dropped' if s['degenerate'] else ''}\n{s['feedback'] or '(empty)'}")
-        parts.append(f"--- persona after iteration {n}\n{step['after']}" if step["accepted"] else
+        parts.append(f"--- persona after iteration {n}, the changes marked\n{marked(step['before'], step['after'])}" if step["accepted"] else
                      f"--- persona unchanged: {step['reason']}; the update reply was\n{step['reply'] or '(no call)'}")
     return "\n\n".join(parts)

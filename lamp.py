@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 import align
 import memory as memories
 import metrics
@@ -525,7 +527,8 @@ def run(base, users, shown, folders, origin, pool, llm):
             for future in waiting:
                 future.cancel()
             print("\nstopping: what is in flight is finished and saved; Ctrl-C again stops at once", file=sys.stderr)
-    started = {"seconds": round(time.time() - start, 1), "embedding": asdict(llm.embed_usage)}
+    started = {"seconds": round(time.time() - start, 1), "embedding": asdict(llm.embed_usage),
+               "options the model refused": [name for name, sent in llm.options.items() if not sent]}
     started |= {"cache": {"found": llm.cache.found, "asked": llm.cache.asked}} if base.link.cache else {}
     results = {m: {**results_of(task, users, folder), "this_start": started, "method": m, **origin} for m, folder in folders.items()}
     for m, folder in folders.items():
@@ -533,6 +536,13 @@ def run(base, users, shown, folders, origin, pool, llm):
     if stopping:
         raise KeyboardInterrupt
     return results
+
+
+def embed_personas(folder, llm):
+    """Write personas.npz: users (n,), embeddings of their final personas (n, d), and of Appendix B's prompt without a profile."""
+    finals = {line["user_id"]: line["final"] for line in metrics.read_lines(folder.path / "personas.jsonl")}
+    rows = llm.embed([initial_persona(""), *finals.values()])
+    np.savez(folder.path / "personas.npz", users=np.array(list(finals), str), final=rows[1:], initial=rows[0])
 
 
 def _brief(row):
@@ -738,7 +748,7 @@ def print_plan(task, args, users, remarks, llm, origin):
     if any("Wiki" in m.tools for m in methods) and not os.environ.get("WIKIPEDIA_CONTACT") and not origin["stand_in"]:
         print("        WIKIPEDIA_CONTACT is not set: Wikipedia asks for the operator's contact and allows fewer requests without")
     for name, m in zip(args.method, methods):
-        turns = 3 if m.tools else 1  # two tools and the answer, where all goes well
+        turns = len(m.tools) + 1  # each tool once, then the answer, where all goes well
         calls = (queries * turns + len(users) * (m.profile + 11 * m.bank)
                  + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1))
         print(f"method  {name}: about {calls} chat calls" + (f", up to {args.max_steps + 1} a question" if m.tools else ""))
@@ -776,6 +786,8 @@ def main(argv, pool=None):
                   pool or ThreadPoolExecutor(args.workers), llm)
     print(metrics.table(results))
     print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
+    for m in (m for m in args.method if METHODS[m].aligned and results[m]["complete"]):
+        embed_personas(folders[m], llm)
     missed, errors = (sum(r[k] for r in results.values()) for k in ("failed_wiki_calls", "errors"))
     if missed:
         print(f"\nWIKIPEDIA WAS NOT REACHED: {missed} Wiki calls got no page. {wiki.down or ''}")

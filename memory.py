@@ -5,6 +5,7 @@ What it does not do: forget, merge or rewrite memories. It holds everything in R
 """
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -172,8 +173,10 @@ class MemoryBank:
             return llm.chat([{"role": "user", "content": prompt.format(history=history)}]).text.strip()
 
         if made is None:
-            summaries, portraits = ([ask(p, [e.text for e in s]) for s in stretches] for p in (BANK_SUMMARY, BANK_PORTRAIT))
-            made = ask(BANK_OVERALL, portraits) if portraits else "", summaries
+            with ThreadPoolExecutor(2 * periods) as pool:
+                summaries, portraits = ([pool.submit(ask, prompt, [e.text for e in s]) for s in stretches]
+                                        for prompt in (BANK_SUMMARY, BANK_PORTRAIT))
+            made = ask(BANK_OVERALL, [p.result() for p in portraits]) if portraits else "", [s.result() for s in summaries]
         self.portrait, self.summaries = made
         self.events, self.recalled = memory.before(len(episodes)), {}
         self.events.add([Episode("", "", {"date": s[-1].metadata.get("date")}, f"Summary of the time up to "
