@@ -38,7 +38,8 @@ LEAD = r"^(?:\s*(?:[-•>#→~]|\d+[.)])\s+)*\s*[~→]?"
 DENIED = re.compile(r"\b(?:no|not|never|cannot|neither|unlikely|wrong|incorrect|unrelated|if)\b|n't\b")
 HABIT = re.compile(r"\b(?:usual|average|typical|favou?rite|(?:most )?(?:frequent|common))(?:ly)? (?:\w+ )?$")
 EXPLAINED = re.compile(r"\b(?:because|since|although|rather|instead|(?<!well )as (?!well))|[,(]\s*not\b|[.!](?=\s|$)|\bmore \w+ than\b")
-ENDED = re.compile(r"[\s\"')\]}>]*(?:-?stars?\b|points?\b)?[\s\"')\]}>]*(?:$|[.!;](?=\s|$)|[,:(]|- |(?:because|since|as|is|review)\b)")
+ENDED = re.compile(rf"[\s\"')\]}}>]*(?:-?stars?\b|points?\b|{NOUN}\b)?(?: (?:among|from|out of) (?:the|these)(?: \w+){{1,3}}?)?[\s\"')\]}}>]*"
+                   r"(?:$|[.!;](?=\s|$)|[,:(]|- |(?:because|since|as|is|review)\b)")
 WORDS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 SCALE = (r"\s*(?:/|\bout of\b|\bof\b)\s*(?:5|five)(?:\.0+)?\b(?!\.\d)(?: stars?)?|\b(?:on )?(?:a )?scale (?:of|from) 1\s*(?:to|-)\s*5\b,?|"
          r"\b1\s*(?:to|-)\s*5\b")
@@ -244,6 +245,16 @@ def floors(gold, labels):
     return {name: best(s[name] for s in scores) for name in scores[0]}
 
 
+def jaccard(texts):
+    """Similarity of every pair of texts as word sets, |A & B| / |A | B|, an (n, n) matrix; two texts without a word: 1.
+
+    Appendix G gives no more than 'pairwise Jaccard similarities between the personas'. Ours: sets of lower-case words without
+    punctuation, of the whole persona, nothing stemmed or left out, so that what all personas share, such as the template's
+    own words, counts as similarity."""
+    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
+    return np.array([[len(a & b) / len(a | b) if a | b else 1.0 for b in words] for a in words]).reshape(len(texts), len(texts))
+
+
 def tally(rows, labels):
     """What a list of answers comes to: metrics, LaMP's strict metrics on the raw texts, and counts.
 
@@ -370,12 +381,13 @@ def markdown(runs, task, title, labels):
     """Lines of two Markdown tables: what the runs reached, with 95% intervals, the paper's figures where --data was given,
     and the paired difference from rag-4 and from no-alignment of the same settings; and what they cost per query.
 
-    runs: results.json each, joined with `measure` and with changed (the settings in the folder's name)."""
+    runs: results.json each, joined with `measure` and with changed (the settings in which the runs differ)."""
     names, gold, first = list(score([], [], labels)), [row["gold"] for row in runs[0]["rows"].values()], runs[0]
     real = first["settings"]["data"] and not first["stand_in"]
     yield from (f"### {title}", "", f"Data: {first['settings']['data'] or 'the bundled sample'}"
-                + (", NO LANGUAGE MODEL (stand-in)" if first["stand_in"] else f", model {first['settings']['model']}")
-                + ". Best constant answer: " + ", ".join(f"{k} {v:.3f}" for k, v in floors(gold, labels).items()) + ".", "")
+                + (", NO LANGUAGE MODEL (stand-in)" if first["stand_in"] else "" if "model" in first["changed"] else f", model {first['settings']['model']}")
+                + ". Best constant answer: " + ", ".join(f"{k} {v:.3f}" for k, v in floors(gold, labels).items()) + "."
+                + ("" if first["intervals"] else " No intervals: a bootstrap over users tells nothing below 10 users."), "")
     head = ["method", "n", *(x for name in names for x in ([name, "paper"] if real else [name])),
             f"{names[0]} vs rag-4", "vs no-alignment", "unparsed", "forced", "errors"]
     yield from ("| " + " | ".join(head) + " |", "|" + "---|" * len(head))
@@ -389,11 +401,12 @@ def markdown(runs, task, title, labels):
             cells.append(_versus(run["rows"], other["rows"], labels, names[0]) if other else "")
         cells += [run["unparsed"], run["status"]["forced"], run["errors"]]
         yield "| " + " | ".join(map(str, cells)) + " |"
-    yield from ("", "| per query: calls, tokens, seconds | profile | alignment | answering |", "|---|---|---|---|")
+    yield from ("", "| per query: calls, tokens in (of them cached) + out, seconds | profile | alignment | answering |", "|---|---|---|---|")
     for run in runs:
         costs, n = run["usage"].values(), max(run["metrics"]["n"], 1)
         yield f"| {run['method']}{run['changed']} | " + " | ".join(
-            f"{c['calls'] / n:.1f}, {(c['input'] + c['output']) / n:.0f}, {c['seconds'] / n:.1f}" for c in costs) + " |"
+            f"{c['calls'] / n:.1f}, {c['input'] / n:.0f} ({c['cached'] / n:.0f}) + {c['output'] / n:.0f}, {c['seconds'] / n:.1f}"
+            for c in costs) + " |"
     yield ""
 
 
@@ -408,7 +421,7 @@ def _versus(rows, others, labels, name):
 
 
 def report(roots, tasks, order):
-    """Markdown of every run folder below `roots`, recomputed from its lines: a section per task, data and model.
+    """Markdown of every run folder below `roots`, recomputed from its lines: a section per task and data.
 
     tasks: {name: Task}; order: method names."""
     runs = {}
@@ -416,12 +429,17 @@ def report(roots, tasks, order):
         try:
             made = json.loads(file.read_text(encoding="utf-8"))
             task, settings = tasks[made["task"]], made["settings"]
-            made |= measure(file.parent, task.labels) | {"changed": file.parent.name[len(made["method"]):]}
+            made |= measure(file.parent, task.labels)
             if made["rows"]:
-                runs.setdefault((task, settings["data_hash"], made["stand_in"], settings["model"]), []).append(made)
+                runs.setdefault((task, settings["data_hash"], made["stand_in"]), []).append(made)
         except (ValueError, KeyError, TypeError) as e:
             raise Problem(f"{file} is not a results file of ours ({e!r}): name another folder.") from None
     if not runs:
         raise Problem(f"no run with answers below {', '.join(roots)}", 2)
-    return "\n".join(line for (task, *_), made in runs.items() for line in markdown(
-        sorted(made, key=lambda r: (r["changed"], order.index(r["method"]))), task.name, task.title, task.labels))
+    lines = []
+    for (task, *_), made in runs.items():
+        differ = [k for k in made[0]["settings"] if len({str(run["settings"].get(k)) for run in made}) > 1]
+        for run in made:
+            run["changed"] = "".join(f", {k} {run['settings'].get(k)}" for k in differ)
+        lines += markdown(sorted(made, key=lambda r: (r["changed"], order.index(r["method"]))), task.name, task.title, task.labels)
+    return "\n".join(lines)

@@ -342,7 +342,10 @@ def test_no_rating_is_guessed(text):
     ("The answer is most likely dark comedy", "dark comedy"), ("The tag is probably comedy", "comedy"),
     ("comedy is the best tag", "comedy"), ("a comedy", "comedy"),
     ("I would tag this movie as dark comedy.", "dark comedy"), ("I would choose comedy.", "comedy"),
-    ("Prediction: comedy", "comedy")])
+    ("Prediction: comedy", "comedy"), ('The movie "Lost" relates to the "comedy" tag among the given options.', "comedy"),
+    ("The movie relates to the action tag among the given tags.", "action"),
+    ("The movie relates to the action tag or the comedy tag among the given tags.", None),
+    ("The movie does not relate to the action tag among the given tags.", None)])
 def test_hard_tag_is_read_or_left_alone(text, expected):
     assert parse_label(text, TAGS) == expected
 
