@@ -99,8 +99,11 @@ class Alignment:
 
 
 def fill(template, values):
-    """Put values into a prompt's [Placeholders] in one pass, so that brackets inside a value stay as they are."""
-    return re.sub("|".join(re.escape(f"[{name}]") for name in values), lambda m: values[m[0][1:-1]], template)
+    """A prompt of Appendix A as messages: its first paragraph, which says who the model is, as system message, the rest as user
+    message, with values in its [Placeholders], in one pass, so that brackets inside a value stay as they are."""
+    role, _, rest = template.partition("\n\n")
+    filled = re.sub("|".join(re.escape(f"[{name}]") for name in values), lambda m: values[m[0][1:-1]], rest)
+    return [{"role": "system", "content": role}, {"role": "user", "content": filled}]
 
 
 def is_degenerate(feedback, *answers):
@@ -156,9 +159,8 @@ def align(agent, llm, n=3, iterations=1):
         known.drop([j for j in range(i) if episodes[j].query.lower().split() == episode.query.lower().split()])
         twin.tools = [tool.over(known) for tool in agent.tools]
         answer = twin.answer(episode.query)
-        prompt = fill(GRADIENT_PROMPT, {"Question": episode.query, "Ground Truth": episode.response,
-                                        "Response": answer.text})
-        feedback = llm.chat([{"role": "user", "content": prompt}]).text.strip()
+        values = {"Question": episode.query, "Ground Truth": episode.response, "Response": answer.text}
+        feedback = llm.chat(fill(GRADIENT_PROMPT, values)).text.strip()
         return Sample(episode.query, episode.response, answer, feedback,
                       is_degenerate(feedback, episode.response, answer.text))
 
@@ -176,8 +178,7 @@ def _update(before, samples, llm, record):
         record.iterations.append(Iteration(before, samples, "", before, False, "no usable feedback"))
         return before
     feedback = "\n\n".join(f"{i}. {text}" for i, text in enumerate(useful, 1))
-    prompt = fill(UPDATE_PROMPT, {"Current Persona": before, "Aggregated Feedback": feedback})
-    reply = llm.chat([{"role": "user", "content": prompt}], max_tokens=2048)
+    reply = llm.chat(fill(UPDATE_PROMPT, {"Current Persona": before, "Aggregated Feedback": feedback}), max_tokens=2048)
     after, reason = judge(reply, before)
     record.iterations.append(Iteration(before, samples, reply.text, after, not reason, reason))
     return after

@@ -123,10 +123,10 @@ def update(prompt):
 
 def reply_to(messages):
     """The stand-in's whole mind: which rule answers which request."""
-    last = messages[-1]["content"]
-    if "meticulous and critical evaluator" in last:
+    first, last = messages[0]["content"], messages[-1]["content"]
+    if first.startswith("You are a meticulous and critical evaluator"):
         return gradient(last)
-    if "prompt engineering assistant" in last:
+    if first.startswith("You are a prompt engineering assistant"):
         return update(last)
     if "oldest first:" in last or last.startswith(("Summarize these", "Describe the personality", "Merge these")):
         return summary(last)

@@ -15,8 +15,8 @@ EPISODES = [Episode(f"question {name}?", f"gold {name}") for name in ("one", "tw
 def model(scripted, feedback="Search for zebras.", update="You are the assistant of a lover of zebras.", answer="a guess"):
     """A model that plays all three parts; each part is a text, or a function of the prompt."""
     def reply(messages):
-        last = messages[-1]["content"]
-        part = feedback if last.startswith(GRADIENT) else update if last.startswith(UPDATE) else f"Final Answer: {answer}"
+        first, last = messages[0]["content"], messages[-1]["content"]
+        part = feedback if first.startswith(GRADIENT) else update if first.startswith(UPDATE) else f"Final Answer: {answer}"
         return part(last) if callable(part) else part
     return scripted(reply)
 
@@ -28,7 +28,7 @@ def build(llm, embed, episodes=EPISODES, persona="You help."):
 
 
 def prompts(llm, start):
-    return [c["messages"][-1]["content"] for c in llm.calls if c["messages"][-1]["content"].startswith(start)]
+    return [c["messages"][-1]["content"] for c in llm.calls if c["messages"][0]["content"].startswith(start)]
 
 
 def test_feedback_reaches_the_update_and_the_update_the_next_system_prompt(scripted, embed):
@@ -157,7 +157,8 @@ def test_content_that_looks_like_packaging_stays(text):
 
 
 def test_placeholder_in_a_value_stays_as_it_is():
-    filled = fill(GRADIENT_PROMPT, {"Question": "[Response] {x}", "Ground Truth": "[1]", "Response": "[Question]"})
+    role, filled = (m["content"] for m in fill(GRADIENT_PROMPT, {"Question": "[Response] {x}", "Ground Truth": "[1]", "Response": "[Question]"}))
+    assert role == "You are a meticulous and critical evaluator of personalized AI agent responses."
     assert "Question: [Response] {x}\n" in filled and "Expected Answer: [1]\n" in filled
     assert "Agent Response: [Question]\n" in filled
 
