@@ -13,10 +13,9 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter, namedtuple
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ import metrics
 import persona_agent
 import tools
 from memory import Episode, EpisodicMemory, MemoryBank, summarize
-from metrics import Folder, Problem
+from metrics import Folder, Ledger, Problem
 from persona_agent import (Answer, Bedrock, Cached, Client, Meter, OpenAICompatible, PersonaAgent, Step, Usage, complete,
                            initial_persona, react)
 from tools import RAG, WIKI_DOWN, Cache, ContextOverflow, ServiceError, Wiki
@@ -381,8 +380,9 @@ def build_agent(setup, user, shared, line):
     wrote to personas.jsonl; the persona is then taken from it."""
     method, llm, opts = setup.method, setup.llm, setup.opts
     if method.embeds and "memory" not in shared:
-        shared["memory"] = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
-        shared["memory"].add(user.history)
+        memory = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
+        memory.add(user.history)
+        shared["memory"] = memory  # only once it is whole
     memory, profile, used, meter = shared.get("memory"), "", Usage(), Meter(llm)
     bound = [tool for tool in (setup.wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
     if line:
@@ -458,6 +458,8 @@ def _evaluate(setup, user, queries, shared, line, emit):
     def attempt(stage, queries, work):
         try:
             return work()
+        except Problem:  # a line cannot be written
+            raise
         except ContextOverflow as e:
             empty = Answer("", [Step(f"(no reply: {e})")], "overflow", Usage())
             for query in queries:
@@ -484,56 +486,46 @@ def _evaluate(setup, user, queries, shared, line, emit):
 def run(base, users, shown, folders, origin, pool, llm):
     """Evaluate the users in an executor, each a Job made from `base`, writing each line as it comes: {method: results.json}.
 
-    shown: {user id: `examples`}. folders: {method: Folder}; what they hold is resumed. origin: what results.json says of its making. llm: told to stop at
-    Ctrl-C; what is in flight then is finished and saved."""
-    task, wanted, stopping, lock, start = TASKS[base.task], {q.id for u in users for q in u.queries}, False, threading.Lock(), time.time()
-    rows, lines, failed = {}, {}, {m: set() for m in folders}
+    shown: {user id: `examples`}. folders: {method: Folder}; what they hold is resumed. origin: what results.json says of its
+    making. llm: told to stop at Ctrl-C; what is in flight then is finished and saved."""
+    task, start, waiting = TASKS[base.task], time.time(), set()
+    ledger = Ledger(folders, task.labels, [q.id for u in users for q in u.queries])
     for m, folder in folders.items():
-        (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
         folder.write("results.json", {"complete": False, "method": m, **origin})
-        rows[m] = {r["id"]: _brief(r) for r in metrics.read_lines(folder.path / "predictions.jsonl") if r["id"] in wanted}
-        lines[m] = {r["user_id"]: r for r in metrics.read_lines(folder.path / "personas.jsonl")}
-    before = sum(map(len, rows.values()))
-    jobs = [base._replace(user=u, examples=shown[u.id], done={m: set(rows[m]) for m in folders}, lines={m: lines[m][u.id] for m in folders if u.id in lines[m]})
-            for u in users]
-
-    def emit(method, file, row):
-        if stopping and file == "errors.jsonl":
-            return
-        folders[method].append(file, row)
-        with lock:
-            if file == "errors.jsonl":
-                failed[method].add(row["id"])
-            elif file == "predictions.jsonl":
-                rows[method][row["id"]] = _brief(row)
-            if sys.stderr.isatty() and rows[method]:
-                done, lost = sum(map(len, rows.values())), sum(map(len, failed.values()))
-                left = (time.time() - start) / max(done - before, 1) * (len(wanted) * len(folders) - done - lost)
-                line = metrics.progress(task.labels, list(rows[method].values()), len(failed[method]), len(wanted), left)
-                print(f"\r{method} {line}\033[K", end="" if left else "\n", file=sys.stderr, flush=True)
-
-    live = [emit] if isinstance(pool, ThreadPoolExecutor) else []  # across processes the lines come when the user is done
-    waiting = {pool.submit(evaluate, job, *live) for job in jobs}
-    while waiting:
-        try:
-            for future in as_completed(waiting.copy()):
-                waiting.discard(future)
-                for row in () if future.cancelled() else future.result():
-                    emit(*row)
-        except KeyboardInterrupt:
-            if stopping:
-                raise
-            stopping = llm.http.stopped = True
-            for future in waiting:
-                future.cancel()
-            print("\nstopping: what is in flight is finished and saved; Ctrl-C again stops at once", file=sys.stderr)
+    jobs = [base._replace(user=u, examples=shown[u.id], done={m: set(rows) for m, rows in ledger.rows.items()},
+                          lines={m: lines[u.id] for m, lines in ledger.lines.items() if u.id in lines}) for u in reversed(users)]
+    live = [ledger.add] if isinstance(pool, ThreadPoolExecutor) else []  # across processes the lines come when the user is done
+    try:
+        while jobs or waiting:
+            try:
+                while jobs:
+                    waiting.add(pool.submit(evaluate, jobs.pop(), *live))
+                done = wait(waiting, 1, FIRST_COMPLETED)[0]  # no longer: a Ctrl-C just before a wait does not end it
+                while done:  # and let go of each
+                    future = done.pop()
+                    waiting.discard(future)
+                    for row in () if future.cancelled() else future.result():
+                        ledger.add(*row)
+            except KeyboardInterrupt:
+                if ledger.stopping:
+                    raise
+                ledger.stopping = llm.http.stopped = True
+                jobs.clear()
+                for future in waiting:
+                    future.cancel()
+                print("\nstopping: what is in flight is finished and saved; Ctrl-C again stops at once", file=sys.stderr)
+    except BaseException:
+        llm.http.stopped = True  # nothing more is paid for that cannot be kept
+        for future in waiting:
+            future.cancel()
+        raise
     started = {"seconds": round(time.time() - start, 1), "embedding": asdict(llm.embed_usage),
                "options the model refused": [name for name, sent in llm.options.items() if not sent]}
     started |= {"cache": {"found": llm.cache.found, "asked": llm.cache.asked}} if base.link.cache else {}
     results = {m: {**results_of(task, users, folder), "this_start": started, "method": m, **origin} for m, folder in folders.items()}
     for m, folder in folders.items():
         folder.write("results.json", results[m])
-    if stopping:
+    if ledger.stopping:
         raise KeyboardInterrupt
     return results
 
@@ -543,11 +535,6 @@ def embed_personas(folder, llm):
     finals = {line["user_id"]: line["final"] for line in metrics.read_lines(folder.path / "personas.jsonl")}
     rows = llm.embed([initial_persona(""), *finals.values()])
     np.savez(folder.path / "personas.npz", users=np.array(list(finals), str), final=rows[1:], initial=rows[0])
-
-
-def _brief(row):
-    """What the progress line needs of a line of predictions.jsonl."""
-    return {key: row[key] for key in ("gold", "prediction", "usage")}
 
 
 def results_of(task, users, folder):

@@ -9,8 +9,11 @@ import json
 import math
 import os
 import re
+import sys
 import threading
+import time
 import unicodedata
+from contextlib import contextmanager
 from pathlib import Path
 
 try:
@@ -309,13 +312,30 @@ class Folder:
             os.truncate(file, text.rfind(b"\n") + 1)
 
     def append(self, name, row):
-        with self.lock, open(self.path / name, "a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+        """Add a line, whole or not at all."""
+        line = (json.dumps(row) + "\n").encode()
+        with self._needed(name), self.lock, open(self.path / name, "ab", buffering=0) as out:
+            end = out.tell()
+            try:
+                while line:  # a disk that fills up takes a part of it first
+                    line = line[out.write(line):]
+            except OSError:
+                out.truncate(end)
+                raise
 
     def write(self, name, data):
         part = self.path / f"{name}.part"
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.path / name)
+        with self._needed(name):
+            part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.path / name)
+
+    @contextmanager
+    def _needed(self, name):
+        try:
+            yield
+        except OSError as e:
+            raise Problem(f"cannot write {self.path / name}: {e.strerror}. What was answered is kept: once there is room, "
+                          "the same command goes on from there.") from None
 
 
 def total(usages):
@@ -342,12 +362,51 @@ def measure(folder, labels, ids=None):
         "simulated": [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]}
 
 
-def progress(labels, rows, failed, wanted, left):
-    """'7/18, 1 failed  accuracy 0.714  ..': done of all, running metric, calls, tokens, seconds left."""
-    used = total(r["usage"] for r in rows)
-    scores = score([r["gold"] for r in rows], [r["prediction"] for r in rows], labels)
-    return (f"{len(rows)}/{wanted}, {failed} failed  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
-            + f"  {used['calls']} calls  {(used['input'] + used['output']) / 1000:.0f}k tokens  {left:.0f} s left")
+class Ledger:
+    """The run folders of one start: what they hold already, and every new line, from any thread, with the progress on a terminal.
+
+    folders: {method: Folder}. wanted: ids of the queries. rows: {method: {id: what the progress needs}}; lines: {method:
+    {user id: line of personas.jsonl}}. stopping: failures are no longer kept, they come from stopping."""
+
+    def __init__(self, folders, labels, wanted):
+        self.folders, self.labels, self.wanted, self.stopping = folders, labels, set(wanted), False
+        self.rows, self.lines, self.failed, self._lock, self._start = {}, {}, {m: set() for m in folders}, threading.Lock(), time.time()
+        for m, folder in folders.items():
+            (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
+            self.rows[m] = {r["id"]: self._brief(r) for r in read_lines(folder.path / "predictions.jsonl") if r["id"] in self.wanted}
+            self.lines[m] = {r["user_id"]: r for r in read_lines(folder.path / "personas.jsonl")}
+        self._before = sum(map(len, self.rows.values()))
+
+    @staticmethod
+    def _brief(row):
+        return {key: row[key] for key in ("gold", "prediction", "usage")}
+
+    def add(self, method, file, row):
+        """Append a line to a file of a method's folder. Raises Problem where it cannot be written."""
+        if self.stopping and file == "errors.jsonl":
+            return
+        self.folders[method].append(file, row)
+        with self._lock:
+            if file == "errors.jsonl":
+                self.failed[method].add(row["id"])
+            elif file == "predictions.jsonl":
+                self.rows[method][row["id"]] = self._brief(row)
+            if sys.stderr.isatty() and self.rows[method]:
+                left = self._seconds_left()
+                print(f"\r{self._progress(method)}  {left:.0f} s left\033[K", end="" if left else "\n", file=sys.stderr, flush=True)
+
+    def _seconds_left(self):
+        done, lost = (sum(map(len, found.values())) for found in (self.rows, self.failed))
+        return (time.time() - self._start) / max(done - self._before, 1) * (len(self.wanted) * len(self.folders) - done - lost)
+
+    def _progress(self, method):
+        """'rag-4 7/18, 1 failed  accuracy 0.714  ..': done of all, running metric, calls, tokens."""
+        rows = list(self.rows[method].values())
+        used = total(r["usage"] for r in rows)
+        scores = score([r["gold"] for r in rows], [r["prediction"] for r in rows], self.labels)
+        return (f"{method} {len(rows)}/{len(self.wanted)}, {len(self.failed[method])} failed  "
+                + "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
+                + f"  {used['calls']} calls  {(used['input'] + used['output']) / 1000:.0f}k tokens")
 
 
 def table(results):

@@ -265,6 +265,8 @@ class Cached:
 
     def __init__(self, llm, cache, kind="openai"):
         self.llm, self.cache, self.kind = llm, cache, kind
+        if cache.offline:
+            self.base_url = f"{cache.path} alone"  # nothing is sent anywhere
 
     def __getattr__(self, name):
         return getattr(self.llm, name)
@@ -273,7 +275,7 @@ class Cached:
         """As the model's. The request is the messages and every parameter, as asked for."""
         request = {"messages": messages, "temperature": self.llm.temperature, "stop": stop, "max_tokens": max_tokens}
         found, = self.cache.answers(f"{self.kind}/{self.llm.model}", [request], lambda _: [
-            json.dumps(asdict(self.llm.chat(messages, stop, max_tokens)), ensure_ascii=False)])
+            json.dumps(asdict(self.llm.chat(messages, stop, max_tokens)))])
         reply = json.loads(found)
         return Reply(reply["text"], reply["finish"], Usage(**reply["usage"]))
 

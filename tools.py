@@ -271,7 +271,7 @@ class Cache:
         if new and self.offline:
             with self._database() as db:
                 models = ", ".join(name for name, in db.execute("SELECT DISTINCT model FROM answers"))
-            request = json.dumps(next(iter(new.values())), ensure_ascii=False)
+            request = _utf8(next(iter(new.values()))).decode()
             raise ServiceError(f"{self.path} has answers of {models or 'nobody'}, but none of {model} to: {request[:100]} ... "
                                f"{request[-200:]}. Run it without --offline.")
         if new:

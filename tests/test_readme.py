@@ -1,9 +1,13 @@
 """The README is true: its example prints what it says, its commands parse, its tables name what there is."""
 import contextlib
 import io
+import json
 import re
 
 import lamp
+from memory import EpisodicMemory
+from persona_agent import PersonaAgent
+from tests.conftest import Scripted
 
 README = (lamp.HERE / "README.md").read_text(encoding="utf-8")
 
@@ -20,7 +24,7 @@ def test_commands_parse():
     commands = re.findall(r"python lamp\.py ([^`\n]*)", README)
     assert len(commands) > 6
     for command in commands:
-        words = command.split("  ")[0].replace("K", "--task lamp2m --method prompt,rag-4,no-alignment,personaagent", 1).split()
+        words = command.split("  ")[0].replace("$t", "lamp1").replace("K ", "--task lamp2m --method prompt,rag-4,no-alignment,personaagent ", 1).split()
         lamp.arguments(words)
 
 
@@ -29,3 +33,14 @@ def test_files_and_tasks_are_all_named():
         assert f"| `{file}` |" in README and (lamp.HERE / file).exists()
     for task in lamp.TASKS.values():
         assert f"| `{task.name}` | `{task.folder}` |" in README
+
+
+def test_persona_comes_back_in_three_lines(tmp_path, monkeypatch, embed):
+    monkeypatch.chdir(tmp_path)
+    assert lamp.cli(["--task", "lamp2m"]) == 0
+    code = re.search(r"A persona comes back with three lines:\n\n```python\n(.*?)```", README, re.S)[1]
+    memory = EpisodicMemory(embed)
+    names = {"json": json, "PersonaAgent": PersonaAgent, "llm": Scripted(["Final Answer: comedy"]), "memory": memory}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["agent"].answer("Which tag?").text == "comedy"
+    assert names["llm"].calls[0]["messages"][0]["content"].startswith(names["persona"]) and len(names["persona"]) > 100
