@@ -479,26 +479,31 @@ def _versus(rows, others, labels, name):
             + f", {found['wins']} won, {found['losses']} lost" + (f", p {found['p']:.3f}" if found["p"] is not None else ""))
 
 
-def report(roots, tasks, order):
-    """Markdown of every run folder below `roots`, recomputed from its lines: a section per task and data.
-
-    tasks: {name: Task}; order: method names."""
-    runs = {}
+def runs_below(roots, tasks):
+    """Every run with answers below the folders `roots`: results.json joined with `measure` and its folder (a Path), by path."""
+    runs = []
     for file in sorted({f for root in roots for f in Path(root).rglob("results.json")}):
         try:
             made = json.loads(file.read_text(encoding="utf-8"))
-            task, settings = tasks[made["task"]], made["settings"]
-            made |= measure(file.parent, task.labels)
-            if made["rows"]:
-                runs.setdefault((task, settings["data_hash"], made["stand_in"]), []).append(made)
+            made |= measure(file.parent, tasks[made["task"]].labels) | {"folder": file.parent}
+            runs += [made] if made["rows"] and made["settings"]["data_hash"] else []
         except (ValueError, KeyError, TypeError) as e:
             raise Problem(f"{file} is not a results file of ours ({e!r}): name another folder.") from None
     if not runs:
         raise Problem(f"no run with answers below {', '.join(roots)}", 2)
-    lines = []
-    for (task, *_), made in runs.items():
-        differ = [k for k in made[0]["settings"] if len({str(run["settings"].get(k)) for run in made}) > 1]
-        for run in made:
+    return runs
+
+
+def report(roots, tasks, order):
+    """Markdown of every run folder below `roots`, recomputed from its lines: a section per task and data.
+
+    tasks: {name: Task}; order: method names."""
+    groups, lines = {}, []
+    for run in runs_below(roots, tasks):
+        groups.setdefault((run["task"], run["settings"]["data_hash"], run["stand_in"]), []).append(run)
+    for (name, *_), runs in groups.items():
+        differ = [k for k in runs[0]["settings"] if len({str(run["settings"].get(k)) for run in runs}) > 1]
+        for run in runs:
             run["changed"] = "".join(f", {k} {run['settings'].get(k)}" for k in differ)
-        lines += markdown(sorted(made, key=lambda r: (r["changed"], order.index(r["method"]))), task.name, task.title, task.labels)
+        lines += markdown(sorted(runs, key=lambda r: (r["changed"], order.index(r["method"]))), name, tasks[name].title, tasks[name].labels)
     return "\n".join(lines)

@@ -247,7 +247,7 @@ class Cache:
             if {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} - {"answers"}:
                 raise sqlite3.DatabaseError("it is another program's database")
             if not offline:
-                db.execute("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, model TEXT, answer) WITHOUT ROWID")
+                db.execute("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, model TEXT, answer)")
             db.execute("SELECT request, model, answer FROM answers LIMIT 1").fetchone()
 
     @contextmanager

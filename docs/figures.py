@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +33,8 @@ STYLE = ["default", {"font.size": 9, "svg.hashsalt": "figures", "hatch.linewidth
 
 
 def runs_below(roots):
-    """Every run with answers below the roots, in the order of preference: results.json, `metrics.measure` and folder (Path)."""
-    runs = []
-    for file in sorted({f for root in roots for f in Path(root).rglob("results.json")}):
-        try:
-            made = json.loads(file.read_text(encoding="utf-8"))
-            made |= metrics.measure(file.parent, TASKS[made["task"]].labels) | {"folder": file.parent}
-            runs += [made] * bool(made["rows"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise Problem(f"{file} is not a results file of ours ({e!r}): name another folder.") from None
-    if not runs:
-        raise Problem(f"no run with answers below {', '.join(roots)}", 2)
-    return sorted(runs, key=lambda r: (-r["metrics"]["n"], len(r["folder"].name), str(r["folder"])))
+    """`metrics.runs_below` in the order of preference."""
+    return sorted(metrics.runs_below(roots, TASKS), key=lambda r: (-r["metrics"]["n"], len(r["folder"].name), str(r["folder"])))
 
 
 def with_file(runs, name):
@@ -210,7 +201,8 @@ def save(figure, title, runs, path):
     """Write PNG and SVG; the picture says what must be known of its runs. The same runs give the same bytes."""
     title += ["stand-in, no language model"] * runs[0]["stand_in"]
     title += ["unfinished: answers are missing"] * any(not r["complete"] for r in runs)
-    figure.suptitle("\n".join(title), fontsize=9)
+    width = int(13 * figure.get_figwidth())  # characters of a line
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in title), fontsize=9)
     figure.savefig(f"{path}.png", dpi=160, metadata={"Software": None})
     figure.savefig(f"{path}.svg", metadata={"Date": None})
     print(f"{path.name}: {path}.png and .svg from " + (str(runs[0]["folder"]) if len(runs) == 1 else f"{len(runs)} runs"))
