@@ -405,6 +405,7 @@ BAD_REPLY = """\
 That reply has neither an action nor an answer in the right form{why}. Write a line that begins with 'Action:' and names a \
 tool ({names}), and below it a line that begins with 'Action Input:'. Or, once you know enough, a line that begins with \
 'Final Answer:'."""  # ours: the observation after a reply that does not parse; no lines in it that a model could copy
+NO_ANSWER = "That reply has no answer in the right form{why}. Write one line that begins with 'Final Answer:'."  # ours, without tools
 UNKNOWN_TOOL = "There is no tool '{name}'. The tools are: {names}."  # ours
 REPEATED = "You have already done exactly this, and its result stands above. Do not repeat it: {instead}."  # ours
 FORCED = "No more actions are possible. Reply now with one line: 'Final Answer:' and only the answer."  # ours
@@ -465,9 +466,10 @@ def _observe(step, tools, done, finish):
     """(observation, whether the step led on) of one step; runs the tool unless that was done before."""
     names = " or ".join(t.name for t in tools)
     if not step.action or not step.input:
-        why = ": it was cut off for its length" if finish == "length" else ": Action Input is missing" if step.action else ""
+        missing = ": Action Input is missing" if step.action and tools else ""
         step.action = None
-        return BAD_REPLY.format(why=why, names=names or "(no tools are available)"), False
+        return (BAD_REPLY if tools else NO_ANSWER).format(why=": it was cut off for its length" if finish == "length" else missing,
+                                                          names=names), False
     tool = find_tool(step.action, tools)
     if not tool:
         return UNKNOWN_TOOL.format(name=step.action, names=names or "none"), False

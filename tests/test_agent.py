@@ -2,7 +2,7 @@
 import pytest
 
 from memory import Episode, EpisodicMemory
-from persona_agent import (BAD_REPLY, FORCED, PERSONA, ContextOverflow, PersonaAgent, Reply, Usage, find_tool,
+from persona_agent import (BAD_REPLY, FORCED, NO_ANSWER, PERSONA, ContextOverflow, PersonaAgent, Reply, Usage, find_tool,
                            initial_persona, parse_reply, protocol, react)
 from tools import RAG, ServiceError, Tool
 
@@ -230,3 +230,9 @@ def test_agent_puts_persona_before_the_protocol_and_remembers_what_it_observes(s
     assert "2020-01-01 | answer: yes | zebra?" in agent.answer("Which?").steps[0].observation
     assert llm.calls[0]["messages"][0]["content"].startswith("You know zebras.\n\nYou have these tools:")
     assert list(memory) == [Episode("zebra?", "yes", {"date": "2020-01-01"})]
+
+
+def test_agent_without_tools_is_asked_for_no_action(scripted):
+    llm = scripted(["Based on the description, the tag is:\n\nAction: RAG", "Final Answer: comedy"])
+    assert react(llm, "You help.", "Which tag?", []).text == "comedy"
+    assert llm.calls[1]["messages"][-1]["content"] == "Observation: " + NO_ANSWER.format(why="")
