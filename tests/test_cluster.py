@@ -39,7 +39,7 @@ def children(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc to find the workers")
 def test_dask_cluster_that_loses_a_worker_gives_the_same_answers(tmp_path):
-    pytest.importorskip("distributed", reason="pip install distributed")
+    pytest.importorskip("distributed", reason="pip install -e '.[cluster]'")
     server = standin.start(handler=Slow)
     server.seen, url = [], f"http://127.0.0.1:{server.server_port}"
     flags = ["--base-url", url + "/v1", "--model", "m", "--embed-model", "e", "--wiki-base-url", url]
