@@ -230,7 +230,10 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
         user.queries = user.queries[:limit]
         limit = None if limit is None else limit - len(user.queries)
     more = [f"{len(faults) - 5} more"] if len(faults) > 5 else []
-    return found, [f"skipped: {f}" for f in faults[:5] + more]
+    listed = re.search(r"(?:tags|categories): \[(.*?)\]", found[0].queries[0].input)  # in any order
+    other = sorted({option.strip() for option in listed[1].split(",")} - {*task.labels}) if listed else []
+    return found, [f"skipped: {f}" for f in faults[:5] + more] + [
+        f"the questions offer options that are no labels of {task.name}: {', '.join(other)}"] * bool(other)
 
 
 def build_users(task, raw, max_history, seed, faults):

@@ -252,6 +252,14 @@ def test_gold_that_is_no_label_is_told_and_left_out(tmp_path, gold, kept):
     assert ("q" in [q.id for u in users for q in u.queries], bool(remarks)) == (kept, not kept)
 
 
+def test_options_that_are_no_labels_are_told_but_not_their_order(tmp_path):
+    write(tmp_path, [question("q", [movie(1)])], {"q": "action"})
+    assert not load(TASKS["lamp2m"], tmp_path)[1]
+    file = next(tmp_path.rglob("*_questions.json"))
+    file.write_text(file.read_text().replace("[comedy, action]", "[horror, comedy, drama]"))
+    assert load(TASKS["lamp2m"], tmp_path)[1] == ["the questions offer options that are no labels of lamp2m: drama, horror"]
+
+
 def test_score_given_as_a_number_is_a_label(tmp_path):
     (tmp_path / "history.json").write_text(json.dumps([{"user_id": 1, "profile": [{"text": "t", "score": 4}], "query": [
         {"id": 7, "input": REVIEW + "x", "gold": 4.0}]}]))
