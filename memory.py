@@ -169,7 +169,8 @@ class MemoryBank:
         stretches = [episodes[i:i + size] for i in range(0, len(episodes), size)]
 
         def ask(prompt, lines):
-            history = "\n".join(f"- {' '.join(line.split()[:150])}" for line in lines)
+            words = min(150, max(1, 3000 // len(lines)))  # of each event, so that a long history fits the model's context
+            history = "\n".join(f"- {' '.join(line.split()[:words])}" for line in lines)
             return llm.chat([{"role": "user", "content": prompt.format(history=history)}]).text.strip()
 
         if made is None:

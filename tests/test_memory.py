@@ -408,3 +408,10 @@ def test_bank_forgets_old_events_unless_they_were_recalled(scripted, embed):
     made.recalled[id(old)] = 100
     assert sum(made._forgotten(old) for _ in range(200)) < 50  # exp(-11 / 101)
     assert not any(made._forgotten(made.events.episodes[11]) for _ in range(200))
+
+
+def test_bank_asks_of_a_long_history_stay_within_3000_words_a_period(embed):
+    memory, llm = EpisodicMemory(embed), Scripted()
+    memory.add([Episode("", "", text="word " * 200) for _ in range(500)])
+    MemoryBank(llm, memory)
+    assert len(llm.asked) == 11 and max(len(m[-1]["content"].split()) for m in llm.asked) < 3200
