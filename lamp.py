@@ -537,7 +537,7 @@ def embed_personas(folder, llm):
     """Write personas.npz: users (n,), embeddings of their final personas (n, d), and of Appendix B's prompt without a profile."""
     finals = {line["user_id"]: line["final"] for line in metrics.read_lines(folder.path / "personas.jsonl")}
     rows = llm.embed([initial_persona(""), *finals.values()])
-    np.savez(folder.path / "personas.npz", users=np.array(list(finals), str), final=rows[1:], initial=rows[0])
+    folder.save("personas.npz", users=np.array(list(finals), str), final=rows[1:], initial=rows[0])
 
 
 def results_of(task, users, folder):

@@ -329,6 +329,14 @@ class Folder:
             part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             part.replace(self.path / name)
 
+    def save(self, name, **arrays):
+        """Write an .npz file."""
+        part = self.path / f"{name}.part"
+        with self._needed(name):
+            with open(part, "wb") as out:
+                np.savez(out, **arrays)
+            part.replace(self.path / name)
+
     @contextmanager
     def _needed(self, name):
         try:
