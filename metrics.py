@@ -44,7 +44,7 @@ EXPLAINED = re.compile(r"\b(?:because|since|although|rather|instead|(?<!well )as
 ENDED = re.compile(rf"[\s\"')\]}}>]*(?:-?stars?\b|points?\b|{NOUN}\b)?(?: (?:among|from|out of) (?:the|these)(?: \w+){{1,3}}?)?[\s\"')\]}}>]*"
                    r"(?:$|[.!;](?=\s|$)|[,:(]|- |(?:because|since|as|is|review)\b)")
 WORDS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
-SCALE = (r"\s*(?:/|\bout of\b|\bof\b)\s*(?:5|five)(?:\.0+)?\b(?!\.\d)(?: stars?)?|\b(?:on )?(?:a )?scale (?:of|from) 1\s*(?:to|-)\s*5\b,?|"
+SCALE = (r"\s*(?:/|\bout of\b|(?:(?<=\d )|(?<=stars ))of\b)\s*(?:5|five)(?:\.0+)?\b(?!\.\d)(?: stars?)?|\b(?:on )?(?:a )?scale (?:of|from) 1\s*(?:to|-)\s*5\b,?|"
          r"\b1\s*(?:to|-)\s*5\b")
 PLAIN = str.maketrans({**dict.fromkeys("\u2010\u2011\u2012\u2013\u2014", "-"), **dict.fromkeys("“”", '"'), "_": " ",
                        **dict.fromkeys("‘’", "'"), **dict.fromkeys("*`\u200b\ufeff\\$", None)})
@@ -103,8 +103,8 @@ def parse_rating(text):
 
     '4.5' stays '4.5': LaMP's scorer takes any number. '7', '-3' and '3 or 4' give None.
     """
-    text = re.sub(SCALE, "", re.sub("([★⭐]+)☆*", lambda m: f" {len(m[1])} stars" if len(m[1]) > 1 else " stars", _clean(text)))
-    text = re.sub(r"\b(" + "|".join(WORDS) + r")\b", lambda m: WORDS[m[1]], text)
+    text = re.sub("([★⭐]+)☆*", lambda m: f" {len(m[1])} stars" if len(m[1]) > 1 else " stars", _clean(text))
+    text = re.sub(SCALE, "", re.sub(r"\b(" + "|".join(WORDS) + r")\b", lambda m: WORDS[m[1]], text))
 
     def read(form):
         return f"{float(form):g}" if 1 <= float(form) <= 5 else None
