@@ -376,26 +376,33 @@ Job = namedtuple("Job", "task methods link opts user examples done lines")
 Setup = namedtuple("Setup", "task method llm wiki opts examples")  # of one method in one process
 
 
+def fill_memory(llm, history):
+    """The history as episodic memory."""
+    memory = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
+    memory.add(history)
+    return memory
+
+
 def build_agent(setup, user, shared, line):
     """(PersonaAgent, its line of personas.jsonl) of one user: memory, profile, persona and, where asked for, alignment.
 
     shared: what the methods have in common for this user, the memory and the profile. line: what an earlier start of this run
     wrote to personas.jsonl; the persona is then taken from it."""
     method, llm, opts = setup.method, setup.llm, setup.opts
-    if method.embeds and "memory" not in shared:
-        memory = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
-        memory.add(user.history)
-        shared["memory"] = memory  # only once it is whole
-    memory, profile, used, meter = shared.get("memory"), "", Usage(), Meter(llm)
+    meter = Meter(llm)
+    with ThreadPoolExecutor(1) as side:  # the profile does not wait for the embeddings
+        filling = side.submit(fill_memory, llm, user.history) if method.embeds and "memory" not in shared else None
+        if method.profile and not line and "profile" not in shared:
+            shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
+    if filling:
+        shared["memory"] = filling.result()
+    memory = shared.get("memory")
     bound = [tool for tool in (setup.wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
     if line:
         agent = PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"])
         agent.bank = method.bank and MemoryBank(llm, memory, made=(line["profile"], line["bank"]))
         return agent, line
-    if method.profile:
-        if "profile" not in shared:
-            shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
-        profile, used = shared["profile"]
+    profile, used = shared["profile"] if method.profile else ("", Usage())
     bank = MemoryBank(meter, memory) if method.bank else None
     if bank:
         profile, used = bank.portrait, meter.usage
@@ -772,8 +779,12 @@ def main(argv, pool=None):
         client.embed(["OK"], tries=2) if args.embeds else None
     k = max(m.others for m in methods)
     base = Job(task.name, args.method, link, opts, None, None, None, None)
-    results = run(base, users, {u.id: examples(task, u, labelled, args.seed, k) for u in users}, folders, origin,
-                  pool or ThreadPoolExecutor(args.workers), llm)
+    try:
+        results = run(base, users, {u.id: examples(task, u, labelled, args.seed, k) for u in users}, folders, origin,
+                      pool or ThreadPoolExecutor(args.workers), llm)
+    finally:
+        for folder in folders.values():
+            folder.held.close()  # gives the lock back to a program that goes on
     print(metrics.table(results))
     print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
     for m in (m for m in args.method if METHODS[m].aligned and results[m]["complete"]):

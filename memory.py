@@ -88,13 +88,11 @@ class EpisodicMemory:
         return [self._top(scores, k) for scores in self._unit(self.embed_query, queries) @ self._rows[:len(self)].T]
 
     def _top(self, scores, k):
-        scores = scores.round(6)  # equal rows may differ in the last bits, depending on where in the product they stand
-        if k < len(scores):  # a partial sort finds the k-th best score; only rows at or above it are sorted
-            kept = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
-        else:
-            kept = np.arange(len(scores))
-        best = kept[np.argsort(-scores[kept], kind="stable")][:k]
-        return [(self.episodes[i], float(scores[i])) for i in best]
+        # a partial sort finds the k-th best score; only rows that reach it are rounded and sorted. Rounded, because equal rows
+        # may differ in the last bits, depending on where in the product they stand.
+        kept = np.flatnonzero(scores > np.partition(scores, -k)[-k] - 1e-5) if k < len(scores) else np.arange(len(scores))
+        near = scores[kept].round(6)
+        return [(self.episodes[kept[i]], float(near[i])) for i in np.argsort(-near, kind="stable")[:k]]
 
     def recent(self, n):
         """The last n episodes, oldest first."""
