@@ -312,6 +312,7 @@ class Method:
     tools: tuple = ()
     aligned: bool = False
     bank: bool = False  # MemoryBank's portrait and recall in the system prompt
+    eager: bool = False  # a bare label is an answer before any tool was used: baselines owe nothing to Appendix B's rules
 
     @property
     def embeds(self):
@@ -329,9 +330,9 @@ METHODS = {
     # profile-augmented generation (Richardson et al., 2023): the profile before rag-4's prompt, one call
     "pag-4": Method(own=4, profile=True),
     # Yao et al. (2023) as the paper's numbers suggest it: a neutral agent with Wikipedia, nothing of the user
-    "react": Method("neutral", tools=("Wiki",)),
+    "react": Method("neutral", tools=("Wiki",), eager=True),
     # MemoryBank (Zhong et al., 2024) as memory of the neutral agent with Wikipedia; it summarizes 5 periods of the history
-    "membank": Method("neutral", tools=("Wiki",), bank=True),
+    "membank": Method("neutral", tools=("Wiki",), bank=True, eager=True),
     # the method: profile -> persona -> alignment -> ReAct over Wikipedia and episodic memory
     "personaagent": Method("persona", profile=True, tools=("Wiki", "RAG"), aligned=True),
     # Table 3: the same agent with one part taken out
@@ -436,7 +437,8 @@ def answer_query(setup, agent, user, query, result=None):
         if method.bank:
             recalled = agent.bank.recall(retrieval_query(setup.task, query.input), setup.opts["top_k"])
             system = BANK.format(neutral=NEUTRAL, portrait=agent.bank.portrait, memories=recalled)
-        result = react(agent.llm, system, prompt, agent.tools, agent.max_steps) if method.system else complete(agent.llm, prompt)
+        result = complete(agent.llm, prompt) if not method.system else react(
+            agent.llm, system, prompt, agent.tools, agent.max_steps, method.eager)
         prompt = f"{system}\n\n{prompt}" if method.bank else prompt  # what was recalled stands nowhere else
     return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold,
             "prediction": read_answer(setup.task, query.input, result.text), **asdict(result),

@@ -419,11 +419,12 @@ def protocol(tools):
     return PROTOCOL.format(tools=described, names=" or ".join(t.name for t in tools), rule="" if len(tools) > 1 else ONE_TOOL)
 
 
-def react(llm, system, question, tools, max_steps=8):
+def react(llm, system, question, tools, max_steps=8, eager=False):
     """Answer `question` in a ReAct loop (a_t ~ pi_P(. | c_t), Eq. 4).
 
     The answer is forced after `max_steps` replies, or three in a row that lead nowhere (badly formatted, an unknown tool,
-    an action already done). A tool's failure is an observation. Raises ServiceError where the model cannot be reached."""
+    an action already done). eager: a bare label without 'Final Answer:' is an answer even before a tool was used. A tool's
+    failure is an observation. Raises ServiceError where the model cannot be reached."""
     messages = [{"role": "system", "content": "\n\n".join(filter(None, [system, protocol(tools)]))},
                 {"role": "user", "content": question}]
     steps, usage, stuck, done, forced = [], Usage(), 0, set(), False
@@ -439,8 +440,8 @@ def react(llm, system, question, tools, max_steps=8):
         text = MADE_UP.split(reply.text)[0].strip()
         messages.append({"role": "assistant", "content": text or "(no reply)"})
         thought, action, given, answer = parse_reply(text)
-        if not answer and not LABEL.search(text) and (done or forced or not tools):
-            first = re.split(r"\n\s*\n", visible(text))[0].strip()  # a bare label before any tool only ignores the format
+        if not answer and not LABEL.search(text) and (done or forced or not tools or eager):
+            first = re.split(r"\n\s*\n", visible(text))[0].strip()  # of a bare label without 'Final Answer:'
             answer = first if 0 < len(first.split()) <= (30 if forced else 8) else None
         if forced:
             steps.append(Step(thought if answer else text))

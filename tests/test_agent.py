@@ -159,6 +159,11 @@ def test_bare_label_counts_once_a_tool_was_used_or_where_there_is_none(scripted)
     assert react(scripted(["<think>so</think>comedy"]), "", "Which?", []).text == "comedy"
 
 
+def test_eager_loop_takes_a_bare_label_before_any_tool(scripted):
+    answer = react(scripted(["comedy"]), "", "Which?", TOOLS, eager=True)
+    assert (answer.text, answer.status, answer.usage.calls) == ("comedy", "answered", 1)
+
+
 def test_three_bad_replies_in_a_row_force_an_answer(scripted):
     answer = react(scripted(["Thought: hm"] * 3 + ["Final Answer: x"]), "", "Which?", TOOLS)
     assert (answer.text, answer.status, len(answer.steps)) == ("x", "forced", 4)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import lamp
-from lamp import METHODS, SAMPLE, TASKS, Folder, Problem, cli, load, rag_prompt
+from lamp import METHODS, SAMPLE, TASKS, Folder, Problem, Setup, answer_query, cli, load, rag_prompt
 from memory import EpisodicMemory, summarize
 from metrics import read_lines, score
+from persona_agent import PersonaAgent
 from tests import standin
-from tools import RAG
+from tools import RAG, Tool
 
 SECRET = ("dystopia", "psychology", "fantasy")  # labels that stand in none of the made-up questions
 ALL = ",".join(METHODS)
@@ -363,6 +364,14 @@ def test_direct_method_makes_one_call_a_query(requests_by_method, method, calls)
 @pytest.mark.parametrize("method, examples", [("rag-1", 1), ("rag-4", 4), ("pag-4", 4)])
 def test_retrieval_baseline_shows_its_own_number_of_items(requests_by_method, method, examples):
     assert {t.count("the tag for the movie:") for t in requests_by_method[method] if "oldest first" not in t} == {examples}
+
+
+@pytest.mark.parametrize("method, calls", [("react", 1), ("no-persona", 2), ("no-alignment", 2), ("no-memory", 2)])
+def test_only_a_baseline_may_answer_with_a_bare_label_before_any_tool(scripted, method, calls):
+    user = load(TASKS["lamp2m"], SAMPLE)[0][0]
+    agent = PersonaAgent(scripted(["comedy", "Final Answer: comedy"]), None, "", [Tool("Wiki", "", str)])
+    row = answer_query(Setup(TASKS["lamp2m"], METHODS[method], agent.llm, None, {}, {}), agent, user, user.queries[0])
+    assert (row["prediction"], len(agent.llm.calls)) == ("comedy", calls)
 
 
 def test_membank_asks_eleven_times_for_a_user_and_never_again(server, tmp_path):
