@@ -49,9 +49,11 @@ profile or preferences. Please maintain a helpful and clear tone in the system p
 
 New system prompt:"""
 
-MAX_WORDS, MAX_CHANGE, SHORT = 1500, 4, 100  # an updated persona: words in all; times its predecessor, longer (counted
-# as SHORT words at least) or shorter
+MAX_WORDS = 1500  # of an updated persona
+MAX_CHANGE = 4    # times longer or shorter than the persona before it
+SHORT = 100       # words: a shorter persona counts as this long when growth is judged
 REFUSAL = re.compile(r"\W*(i'm sorry|i am sorry|sorry,|i can(no|')t|i am unable|i'm unable|as an ai\b)", re.I)
+# words beside an answer that teach nothing
 FILLER = set("the a an is was be should expected correct right answer response feedback label score rating tag "
              "category agent it of".split())
 # What models put round an updated prompt: opening remarks and headings, closing remarks, rules and code fences.
@@ -59,7 +61,9 @@ OPENER = (r"(?:(?:certainly|sure|of course|absolutely)[!,.:].*|(?:here|below|bas
           r"\b(?:prompt|persona|version)\b[^.\n]*:|"
           r"(?:(?:new|updated|revised|refined|improved) )?(?:persona |system )*prompt)")
 CLOSER = (r"(?:(?:this|the|these) (?:(?:new|updated|revised|refined|improved|above|system|persona)\s+)*(?:changes?|prompt|version)\b|"
-          r"(?:please )?(?:feel free|let me know)\b|i hope this|key changes\b|if you (?:have any|need any|would like))")
+          r"(?:please )?(?:feel free to (?:adjust|change|modify|edit|ask|let me)|let me know (?:if|how|whether|what you))\b|i hope this|"
+          r"key changes(?: made)?:|if you (?:have any (?:questions|feedback|changes|suggestions)|"
+          r"need any (?:changes|adjustments|modifications|further|more)|would like (?:me|any|further|changes))\b)")
 RULE = r"[ \t]*(?:[-*_=]{3,}|`{3}\w*)[ \t]*"
 PACKAGING = [re.compile(p, re.I) for p in (
     rf"\A(?:[#*_ \t]*{OPENER}[*_ \t]*|{RULE}|[ \t]*)\n",                       # a first line
@@ -108,7 +112,8 @@ def fill(template, values):
 
 def is_degenerate(feedback, *answers):
     """Whether nothing can be learned from feedback: it is empty or only an answer ('3', 'Expected Answer: 3.', 'dark comedy'),
-    that is, fewer than three words are left beside it, or it has run into a loop ('travel psychology, travel psychology, ..')."""
+    that is, fewer than three words are left beside it, or it has run into a loop ('travel psychology, travel psychology, ..').
+    Words are what blanks part: feedback in a script without blanks counts as degenerate."""
     words = re.findall(r"\w+", feedback.lower())
     looping = len(words) > 100 and len(set(words)) < len(words) / 5
     own = {w for w in words if w.isalpha()} - FILLER - set(re.findall(r"\w+", " ".join(answers).lower()))
@@ -141,6 +146,17 @@ def judge(reply, before):
     return (before, reason) if reason else (after, "")
 
 
+def _update(before, samples, llm):
+    """P* = LLM_update(gradients, P): one call over all usable feedback, numbered; the Iteration that it makes."""
+    useful = [s.feedback for s in samples if not s.degenerate]
+    if not useful:
+        return Iteration(before, samples, "", before, False, "no usable feedback")
+    feedback = "\n\n".join(f"{i}. {text}" for i, text in enumerate(useful, 1))
+    reply = llm.chat(fill(UPDATE_PROMPT, {"Current Persona": before, "Aggregated Feedback": feedback}), max_tokens=2048)
+    after, reason = judge(reply, before)
+    return Iteration(before, samples, reply.text, after, not reason, reason)
+
+
 def align(agent, llm, n=3, iterations=1):
     """Algorithm 1 on the last n labelled episodes of `agent.memory`; sets `agent.persona` to P* and returns the record.
 
@@ -166,22 +182,10 @@ def align(agent, llm, n=3, iterations=1):
 
     with ThreadPoolExecutor(len(batch)) as pool:
         for _ in range(iterations):
-            samples = list(pool.map(sample, batch))
-            agent.persona = record.final = _update(agent.persona, samples, llm, record)
+            step = _update(agent.persona, list(pool.map(sample, batch)), llm)
+            record.iterations.append(step)
+            agent.persona = record.final = step.after
     return record
-
-
-def _update(before, samples, llm, record):
-    """P* = LLM_update(gradients, P): one call over all usable feedback, numbered. Appends to the record; returns P*."""
-    useful = [s.feedback for s in samples if not s.degenerate]
-    if not useful:
-        record.iterations.append(Iteration(before, samples, "", before, False, "no usable feedback"))
-        return before
-    feedback = "\n\n".join(f"{i}. {text}" for i, text in enumerate(useful, 1))
-    reply = llm.chat(fill(UPDATE_PROMPT, {"Current Persona": before, "Aggregated Feedback": feedback}), max_tokens=2048)
-    after, reason = judge(reply, before)
-    record.iterations.append(Iteration(before, samples, reply.text, after, not reason, reason))
-    return after
 
 
 def marked(before, after):
@@ -195,10 +199,15 @@ def marked(before, after):
                    for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes())
 
 
-def story(record, tell=lambda answer: answer["text"]):
-    """An alignment (`asdict` of an Alignment) as readable text: persona, simulations, feedback and what came of them.
+def tell(answer):
+    """An answer (`asdict` of persona_agent.Answer) as readable text: every Thought, Action and Observation, then the answer."""
+    names = {"thought": "Thought", "action": "Action", "input": "Action Input", "observation": "Observation"}
+    lines = [f"{names[key]}: {step[key]}" for step in answer["steps"] for key in names if step[key] is not None]
+    return "\n".join([*lines, f"Answer: {answer['text']!r} ({answer['status']})"])
 
-    tell: how one simulated answer, as a dict, is told (persona_agent.story tells every step)."""
+
+def story(record):
+    """An alignment (`asdict` of an Alignment) as readable text: persona, simulations, feedback and what came of them."""
     parts = [f"--- persona, initial\n{record['initial']}"]
     for n, step in enumerate(record["iterations"], 1):
         for s in step["samples"]:

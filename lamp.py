@@ -571,8 +571,8 @@ def show(query_id, root):
         print(f"=== {folder}: query {row['id']} of user {row['user_id']}\n")
         line = {r["user_id"]: r for r in metrics.read_lines(folder / "personas.jsonl")}.get(row["user_id"])
         if line:
-            print(f"--- profile (semantic memory)\n{line['profile'] or '(empty)'}\n\n{align.story(line, persona_agent.story)}\n")
-        print(f"--- question\n{row['question']}\n\n{persona_agent.story(row)}, read as {row['prediction']!r}\n"
+            print(f"--- profile (semantic memory)\n{line['profile'] or '(empty)'}\n\n{align.story(line)}\n")
+        print(f"--- question\n{row['question']}\n\n{align.tell(row)}, read as {row['prediction']!r}\n"
               f"the user's: {row['gold']!r}, {'RIGHT' if row['prediction'] == row['gold'] else 'WRONG'}\n"
               f"{row['usage']['calls']} calls, {row['usage']['input']} + {row['usage']['output']} tokens, {row['seconds']} s\n")
 

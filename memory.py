@@ -137,11 +137,14 @@ def summarize(llm, episodes, instruction, newest=30, words=150):
     """Semantic memory P^u = f_s(S_t, D^u) (Eq. 3): the model's summary of the newest episodes, each cut to `words`.
 
     No episodes: an empty profile and no call."""
-    history = [" ".join(e.text.split()[:words]) for e in list(episodes)[-newest:]]
-    if not history:
-        return ""
-    prompt = SUMMARY_PROMPT.format(instruction=instruction, history="\n".join(f"- {line}" for line in history))
-    return llm.chat([{"role": "user", "content": prompt}]).text.strip()
+    texts = [e.text for e in list(episodes)[-newest:]]
+    return _ask(llm, SUMMARY_PROMPT, texts, words, instruction=instruction) if texts else ""
+
+
+def _ask(llm, prompt, texts, words, **values):
+    """The model's reply to `prompt` with texts, each cut to `words`, as its {history}."""
+    history = "\n".join(f"- {' '.join(text.split()[:words])}" for text in texts)
+    return llm.chat([{"role": "user", "content": prompt.format(history=history, **values)}]).text.strip()
 
 
 # ours, after MemoryBank's own prompts (Zhong et al., 2024): read by the summarizing model; {history}: lines, oldest first
@@ -156,9 +159,9 @@ class MemoryBank:
 
     llm: asked when constructed: 2 calls for each of up to `periods` consecutive stretches of the history (the original takes
     days; a bound keeps long histories affordable) and 1 for the portrait; no call where `made`, the (portrait, summaries) of
-    an earlier time, is given. forgetting: an event is recalled with
-    probability exp(-t / S), t in days between it and the newest event, S = 1 + how often it was recalled (off, as in the
-    release; the release computes exp(-t / 5 * S), by which often recalled events fade faster: a slip of precedence).
+    an earlier time, is given. forgetting: an event is recalled with probability exp(-t / S), t in days between it and the
+    newest event, S = 1 + how often it was recalled (off, as in the release; the release computes exp(-t / 5 * S), by which
+    often recalled events fade faster: a slip of precedence).
     """
 
     def __init__(self, llm, memory, periods=5, forgetting=False, seed=0, made=None):
@@ -166,10 +169,8 @@ class MemoryBank:
         size = max(1, -(-len(episodes) // periods))
         stretches = [episodes[i:i + size] for i in range(0, len(episodes), size)]
 
-        def ask(prompt, lines):
-            words = min(150, max(1, 3000 // len(lines)))  # of each event, so that a long history fits the model's context
-            history = "\n".join(f"- {' '.join(line.split()[:words])}" for line in lines)
-            return llm.chat([{"role": "user", "content": prompt.format(history=history)}]).text.strip()
+        def ask(prompt, texts):  # 3,000 words in all, so that a long history fits the model's context
+            return _ask(llm, prompt, texts, min(150, max(1, 3000 // len(texts))))
 
         if made is None:
             with ThreadPoolExecutor(2 * periods) as pool:

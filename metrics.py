@@ -305,6 +305,8 @@ class Folder:
             fcntl and fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Problem(f"{self.path} is in use by another run: wait for it, or choose another --output.", 2) from None
+        if fcntl:
+            os.register_at_fork(after_in_child=self.held.close)  # a worker process that outlives its run must not keep the lock
         if differ:
             raise Problem(f"{self.path} holds a run with other settings ({'; '.join(differ)}): choose another --output.", 2)
         for file in self.path.glob("*.jsonl"):  # a last line torn by a crash goes, so that the next one stands alone

@@ -1,8 +1,8 @@
 """The model clients, the ReAct loop (Eq. 4) and PersonaAgent.
 
 A model is anything with `chat(messages, stop=None, max_tokens=512) -> Reply` and `embed(texts, query=False) -> array`.
-The loop keeps one append-only message list, which is the trajectory: system = persona + tool protocol, user = question,
-then assistant and user in turn, always ending with a user turn. What it does not do: enforce the paper's two-tools rule.
+The loop keeps one append-only message list: system = persona + tool protocol, user = question, then assistant and user in
+turn, always ending with a user turn; `Answer.steps` is what is kept of it. What it does not do: enforce the paper's two-tools rule.
 """
 import json
 import logging
@@ -12,19 +12,21 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from urllib.parse import quote
 
 import numpy as np
 
 from memory import Episode
-from tools import RAG, ContextOverflow, Http, ServiceError, Wiki, sigv4
+from tools import LOCAL, RAG, ContextOverflow, Http, ServiceError, Wiki, sigv4
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass
 class Usage:
-    """What calls cost. `seconds` is the time spent on answers, back-off and the wait for a free slot included."""
+    """What calls cost: input (cached included), cached and output in tokens; seconds until the answers, with back-off and the
+    wait for a free slot."""
     calls: int = 0
     input: int = 0
     cached: int = 0
@@ -52,21 +54,23 @@ HINTS = {401: "Check the key (OPENAI_API_KEY, or for Bedrock AWS_*).", 403: "Che
 class Client:
     """What the two clients share. One serves all threads, with at most `workers` requests in flight; `embed_usage` adds up the
     embedding calls. `options` maps temperature, stop and max_tokens to the server's names (None: the model refuses it)."""
-    options, most, longest, room = {}, 64, 30_000, 200_000  # texts a request, characters a text and a request
+    options = {}
+    most, room = 64, 200_000  # texts and characters of one embedding request
+    longest = 30_000          # characters of one text
 
     def __init__(self, model, embed_model, temperature, workers):
         self.model, self.embed_model, self.temperature, self.workers = model, embed_model, temperature, workers
         self.http, self.embed_usage, self._lock = Http(workers), Usage(), threading.Lock()
-        self.options, self._headers, self._sign, self._cut = dict(self.options), {}, None, False
+        self.options, self._headers, self._sign = dict(self.options), {}, None
 
     def _call(self, method, url, body, read, model=None, tries=None):
-        """read(answer of the server); a failure gets advice."""
+        """The answer as `read` makes it; a failure gets a line of advice (HINTS)."""
         try:
             return self.http.send(method, url, body, self._headers, self._sign, read, tries=tries)
         except ServiceError as e:
             key = "profile" if "on-demand throughput" in str(e) else e.status if model or e.status != 404 else None
-            hint = HINTS.get(key, "")
-            raise type(e)(f"{e}. {hint.format(model=model)}".strip(), e.status, e.code) from None
+            hint = "" if e.code == LOCAL else HINTS.get(key, "")
+            raise type(e)(f"{e}. {hint.format(model=model)}" if hint else str(e), e.status, e.code) from None
 
     def chat(self, messages, stop=None, max_tokens=512, tries=None):
         """One completion. Raises ContextOverflow, or ServiceError where the wire or the server failed."""
@@ -112,34 +116,40 @@ class Client:
             batches[-1].append(text)
         with ThreadPoolExecutor(min(self.workers, len(batches)) or 1) as pool:
             rows = [row for batch in pool.map(lambda b: self._fit(b, query, tries), batches) for row in batch]
-        try:
-            array = np.array(rows, np.float32).reshape(len(texts), -1 if texts else 0)
-        except (TypeError, ValueError):
-            array = np.full(1, np.nan)
-        if texts and not (array.size and np.isfinite(array).all()):
-            raise ServiceError(f"{self.embed_model} returned no usable embeddings: {str(rows)[:100]}")
-        return array
+        return np.array(rows, np.float32).reshape(len(texts), -1 if texts else 0)
 
     def _fit(self, batch, query, tries):
         """Embed one batch; where it is too long for the model, halve the batch, and in the end the text."""
+        def read(answer):
+            rows, tokens = self._rows(answer)
+            array = np.array(rows, np.float32)
+            if array.ndim != 2 or len(array) != len(batch) or not array.size or not np.isfinite(array).all():
+                raise ValueError  # Http makes a ServiceError of it that shows the answer
+            return rows, tokens
+
         start, half = time.monotonic(), len(batch) // 2
         try:
-            rows, tokens = self._embed(batch, query, tries)
+            rows, tokens = self._call("POST", *self._embed_request(batch, query), read, self.embed_model, tries)
         except ContextOverflow:
             if half:
                 return self._fit(batch[:half], query, tries) + self._fit(batch[half:], query, tries)
             if len(batch[0]) < 100:
                 raise
             with self._lock:
-                if not self._cut:
+                if len(batch[0]) // 2 < self.longest:  # else another thread has said it
                     LOG.warning("%s takes no text of %d characters: long ones are cut", self.embed_model, len(batch[0]))
-                self.longest, self._cut = min(self.longest, len(batch[0]) // 2), True
+                    self.longest = len(batch[0]) // 2
             return self._fit([batch[0][:self.longest]], query, tries)
-        if len(rows) != len(batch):
-            raise ServiceError(f"{self.embed_model} returned {len(rows)} embeddings for {len(batch)} texts")
         with self._lock:
             self.embed_usage += Usage(1, tokens, 0, 0, time.monotonic() - start)
         return rows
+
+
+def visible(text):
+    """The part of a reply that is not hidden reasoning: '<think>..</think>x' or '..</think>x' -> 'x'; an unclosed
+    '<think>..' -> ''."""
+    text = re.split(r"</(?:think|thinking|reasoning)>", text)[-1]
+    return re.split(r"<(?:think|thinking|reasoning)>", text)[0].strip()
 
 
 class OpenAICompatible(Client):
@@ -176,13 +186,12 @@ class OpenAICompatible(Client):
             return Reply("", "content_filter", usage)
         return Reply(visible(text), "length" if finish == "length" else "stop", usage)
 
-    def _embed(self, batch, query, tries):
-        def read(answer):
-            rows = {d.get("index", i): d["embedding"] for i, d in enumerate(answer["data"])}
-            return [rows[i] for i in range(max(len(rows), len(batch)))], int((answer.get("usage") or {}).get("prompt_tokens") or 0)
+    def _embed_request(self, batch, query):
+        return self.embed_base_url + "/embeddings", {"model": self.embed_model, "input": batch}
 
-        body = {"model": self.embed_model, "input": batch}
-        return self._call("POST", self.embed_base_url + "/embeddings", body, read, self.embed_model, tries)
+    def _rows(self, answer):
+        rows = {d.get("index", i): d["embedding"] for i, d in enumerate(answer["data"])}
+        return [rows[i] for i in range(len(rows))], int((answer.get("usage") or {}).get("prompt_tokens") or 0)
 
 
 class Bedrock(Client):
@@ -196,15 +205,15 @@ class Bedrock(Client):
 
     def __init__(self, model, embed_model=None, region=None, temperature=0.1, workers=8):
         super().__init__(model, embed_model, temperature, workers)
-        bearer, access, secret, session, near, other, endpoint = (
-            (os.environ.get(f"AWS_{name}") or "").strip() for name in (
-                "BEARER_TOKEN_BEDROCK", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "REGION", "DEFAULT_REGION",
-                "ENDPOINT_URL_BEDROCK_RUNTIME"))
-        region = region or near or other
+        def aws(name):
+            return os.environ.get(f"AWS_{name}", "").strip()
+
+        region, bearer = region or aws("REGION") or aws("DEFAULT_REGION"), aws("BEARER_TOKEN_BEDROCK")
+        access, secret, session = aws("ACCESS_KEY_ID"), aws("SECRET_ACCESS_KEY"), aws("SESSION_TOKEN")
         if not region or not (bearer or access and secret):
             raise ServiceError("Bedrock needs a region (AWS_REGION) and a key (AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID "
                                "and AWS_SECRET_ACCESS_KEY)")
-        self.base_url = (endpoint or f"https://bedrock-runtime.{region}.amazonaws.com").rstrip("/")
+        self.base_url = (aws("ENDPOINT_URL_BEDROCK_RUNTIME") or f"https://bedrock-runtime.{region}.amazonaws.com").rstrip("/")
         self._headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
         self._sign = None if bearer else lambda *request: sigv4(*request, region, access, secret, session)
         self.cohere, v4 = "cohere.embed" in (embed_model or ""), "embed-v4" in (embed_model or "")
@@ -215,13 +224,11 @@ class Bedrock(Client):
         return f"{self.base_url}/model/{quote(model, safe='')}/{operation}"
 
     def _chat(self, messages, options, tries):
-        turns = [("system", [])]
-        for m in (m for m in messages if m["content"].strip()):  # blank blocks, and at times two turns of a role, are refused
-            if m["role"] not in ("system", turns[-1][0]):
-                turns.append((m["role"], []))
-            turns[0 if m["role"] == "system" else -1][1].append({"text": m["content"]})
-        body = {"messages": [{"role": role, "content": blocks} for role, blocks in turns[1:]], "inferenceConfig": options}
-        body |= {"system": turns[0][1]} if turns[0][1] else {}
+        kept = [m for m in messages if m["content"].strip()]  # blank blocks, and at times two turns of a role, are refused
+        system = [{"text": m["content"]} for m in kept if m["role"] == "system"]
+        turns = groupby((m for m in kept if m["role"] != "system"), key=lambda m: m["role"])
+        body = {"messages": [{"role": role, "content": [{"text": m["content"]} for m in turn]} for role, turn in turns],
+                "inferenceConfig": options, **({"system": system} if system else {})}
         return self._call("POST", self._url(self.model, "converse"), body, self._read, self.model, tries)
 
     def _read(self, answer):
@@ -235,14 +242,14 @@ class Bedrock(Client):
         return Reply("" if finish == "content_filter" else visible(text), finish,
                      Usage(1, fresh + cached, cached, int(used["outputTokens"])))
 
-    def _embed(self, batch, query, tries):
-        def read(answer):
-            rows = answer["embeddings"] if self.cohere else [answer.get("embedding") or answer["embeddingsByType"]["float"]]
-            return rows["float"] if isinstance(rows, dict) else rows, int(answer.get("inputTextTokenCount") or 0)
-
+    def _embed_request(self, batch, query):
         kind = "search_query" if query else "search_document"
         body = {"texts": batch, "input_type": kind, "truncate": self.cut} if self.cohere else {"inputText": batch[0]}
-        return self._call("POST", self._url(self.embed_model, "invoke"), body, read, self.embed_model, tries)
+        return self._url(self.embed_model, "invoke"), body
+
+    def _rows(self, answer):
+        rows = answer["embeddings"] if self.cohere else [answer.get("embedding") or answer["embeddingsByType"]["float"]]
+        return rows["float"] if isinstance(rows, dict) else rows, int(answer.get("inputTextTokenCount") or 0)
 
 
 class Meter:
@@ -286,13 +293,6 @@ class Cached:
         return np.array([np.frombuffer(row, np.float32) for row in rows]).reshape(len(rows), -1 if rows else 0)
 
 
-def visible(text):
-    """The part of a reply that is not hidden reasoning: '<think>..</think>x' or '..</think>x' -> 'x'; an unclosed
-    '<think>..' -> ''."""
-    text = re.split(r"</(?:think|thinking|reasoning)>", text)[-1]
-    return re.split(r"<(?:think|thinking|reasoning)>", text)[0].strip()
-
-
 @dataclass
 class Step:
     """One turn of the loop. A badly formatted reply has no action, and stands whole in `thought`."""
@@ -312,56 +312,46 @@ class Answer:
     usage: Usage
 
 
-def story(answer):
-    """An answer (`asdict` of an Answer) as readable text: every Thought, Action and Observation, then the answer."""
-    names = {"thought": "Thought", "action": "Action", "input": "Action Input", "observation": "Observation"}
-    lines = [f"{names[key]}: {step[key]}" for step in answer["steps"] for key in names if step[key] is not None]
-    return "\n".join([*lines, f"Answer: {answer['text']!r} ({answer['status']})"])
-
-
 MARKS = r"[ \t>#*_`\-]*"
-LABEL = re.compile(rf"^{MARKS}(thought|action input|action|final answer|answer)[ \t]*\d*{MARKS}(?::{MARKS}|$)", re.I | re.M)
-MADE_UP = re.compile(rf"^{MARKS}observation", re.I | re.M)
+# 'Action: x', '### Action' above x; not a line that is only 'action', or '**action**' at the end: that is LaMP-2M's tag
+LABEL = re.compile(rf"^(?![ \t]*action[ \t]*$|{MARKS}action{MARKS}\s*\Z){MARKS}(thought|action input|action|final answer|answer)"
+                   rf"[ \t]*\d*{MARKS}(?::{MARKS}|$)", re.I | re.M)
+MADE_UP = re.compile(rf"^{MARKS}observations?\b", re.I | re.M)
+INPUT_INSIDE = re.compile(r"([\w ]+?)\s*(?:\[(.+?)\]?|\((.+?)\)?|:?\s*(\{.+\})|:\s*(.+))$", re.S)  # of RAG(x), RAG[x], RAG: x, RAG {..}
 INLINE = re.compile(r"(?<=\S)[ \t]+(?=(?:Action|Action Input|Final Answer)[ \t]*\d*:)")
 
 
 def parse_reply(text):
     """Read one ReAct reply: (thought, action, input, answer).
 
-    action is the tool's name as written, input its text; both None where there is no whole action. answer is None where
-    there is none. Of several actions the first counts, of several answers the last; an action beats an answer that
-    follows it. Everything from a made-up Observation on is dropped.
+    action is the tool's name as written, input its text; each None where it is missing, as is the answer. Of several actions
+    the first counts, of several answers the last; an action beats an answer that follows it. Everything from a made-up Observation on is dropped.
     """
     text = visible(text).replace("\r\n", "\n").replace("：", ":")
     text = re.sub(r"^[ \t]*```\w*[ \t]*$", "", text, flags=re.M)  # code fences round the whole or parts of it
     text = MADE_UP.split(INLINE.sub("\n", text))[0]  # 'Thought: .. Action: RAG Action Input: x' on one line
-    marks = list(LABEL.finditer(text))
-    sections = [(m[1].lower(), text[m.end():n.start() if n else None].strip()) for m, n in zip(marks, marks[1:] + [None])]
-    thought, action, given, answer = text[:marks[0].start() if marks else None].strip(), None, None, None
-    for i, (label, content) in enumerate(sections):
+    before, *parts = LABEL.split(text)  # label, content, label, content ..
+    sections = [(label.lower(), content.strip()) for label, content in zip(parts[::2], parts[1::2])]
+    thought, action, given, answer = before.strip(), None, None, None
+    for (label, content), (follows, after) in zip(sections, [*sections[1:], ("", "")]):
         if label == "thought":
             thought = thought or content
         elif label in ("answer", "final answer"):
             answer = content
-        elif label == "action" and answer is None:
-            follows, text = (sections + [("", "")])[i + 1]
-            action, given = _read_action(content, text if follows == "action input" else None)
+        elif label == "action" and not answer:
+            action, given = _read_action(content, after if follows == "action input" else None)
             break
-    if answer is not None:  # an explanation after a blank line is not part of the answer
-        answer = re.split(r"\n\s*\n", answer)[0].strip().strip("*_`").strip() or None
-    return thought, action, given, answer
+    if answer:  # an explanation after a blank line is not part of the answer
+        answer = re.split(r"\n\s*\n", answer)[0].strip().strip("*_`").strip()
+    return thought, action, given, answer or None
 
 
 def _read_action(action, given):
     """('RAG("war films")', None) -> ('RAG', 'war films'); the input as text whether quoted, JSON or in brackets."""
-    action = action.strip().strip("*_`\"' ")
-    inner = re.match(r"\[([^\[\]]+)\]$", action)
-    action = inner[1] if inner else action
-    if given is None:
-        split = re.match(r"([\w ]+?)\s*[\[({:]\s*(.+?)[\])}]?$", action, re.S)
-        action, given = (split[1], split[2]) if split else (action.split("\n")[0], None)
-    else:
-        action = re.split(r"[\[(:\n]", action)[0]
+    action = re.sub(r"^\[([^\[\]]+)\]$", r"\1", action.strip("*_`\"' "))
+    if given is None and (inline := INPUT_INSIDE.match(action)):
+        action, given = inline[1], inline[inline.lastindex]
+    action = re.split(r"[\[(:\n]", action)[0]
     try:
         data = json.loads(given)
         values = data.values() if isinstance(data, dict) else data if isinstance(data, list) else [given]
@@ -376,8 +366,8 @@ def _read_action(action, given):
 
 def find_tool(name, tools):
     """The tool that a model means by `name` ('wikipedia', 'RAG API', 'the rag tool'), or None."""
-    words = re.findall(r"[a-z]+", name.lower())
-    named = [t for t in tools if any(w.startswith(t.name.lower()) for w in words)]
+    exact = [t for t in tools if t.name.lower() == name.lower()]
+    named = exact or [t for t in tools if re.search(rf"(?<![a-z]){re.escape(t.name)}", name, re.I)]
     return named[0] if len(named) == 1 else None
 
 
@@ -437,30 +427,21 @@ def react(llm, system, question, tools, max_steps=8, eager=False):
         usage = usage + reply.usage
         if reply.finish == "content_filter":
             return Answer("", steps, "refused", usage)
-        text = MADE_UP.split(reply.text)[0].strip()
+        text = MADE_UP.split(visible(reply.text))[0].strip()
         messages.append({"role": "assistant", "content": text or "(no reply)"})
         thought, action, given, answer = parse_reply(text)
         if not answer and not LABEL.search(text) and (done or forced or not tools or eager):
-            first = re.split(r"\n\s*\n", visible(text))[0].strip()  # of a bare label without 'Final Answer:'
+            first = re.split(r"\n\s*\n", text)[0].strip()  # of a bare label without 'Final Answer:'
             answer = first if 0 < len(first.split()) <= (30 if forced else 8) else None
-        if forced:
+        if answer or forced:
             steps.append(Step(thought if answer else text))
-            return Answer(answer or "", steps, "forced", usage)
-        if answer is not None:
-            steps.append(Step(thought))
-            return Answer(answer, steps, "answered", usage)
-        step = Step(thought if action else text, action, given)
+            return Answer(answer or "", steps, "forced" if forced else "answered", usage)
+        step = Step(thought if action and given else text, action, given)
         step.observation, ok = _observe(step, tools, done, reply.finish)
         steps.append(step)
         stuck = 0 if ok else stuck + 1
         forced = stuck == 3 or len(steps) >= max_steps
         messages.append({"role": "user", "content": f"Observation: {step.observation}" + (f"\n\n{FORCED}" if forced else "")})
-
-
-def complete(llm, prompt):
-    """One call without tools or system prompt, as an Answer; the baselines without an agent."""
-    reply = llm.chat([{"role": "user", "content": prompt}])
-    return Answer(reply.text, [], "refused" if reply.finish == "content_filter" else "answered", reply.usage)
 
 
 def _observe(step, tools, done, finish):
@@ -480,6 +461,12 @@ def _observe(step, tools, done, finish):
         return REPEATED.format(instead=f"use {' or '.join(fresh)} now" if fresh else "write your Final Answer now"), False
     done.add((tool.name, step.input.lower()))
     return tool(step.input), True
+
+
+def complete(llm, prompt):
+    """One call without tools or system prompt, as an Answer; the baselines without an agent."""
+    reply = llm.chat([{"role": "user", "content": prompt}])
+    return Answer(reply.text, [], "refused" if reply.finish == "content_filter" else "answered", reply.usage)
 
 
 # paper, Appendix B, word for word; {profile} is [Initial Semantic Memory]

@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 import requests
 import urllib3
 
+LOCAL = "local"  # `code` of a ServiceError that is not the server's
 LIMIT = 2000  # characters of an observation; cut when it is made, so that a conversation only ever grows
 
 
@@ -57,7 +58,9 @@ class Http:
     """
 
     def __init__(self, workers=8, tries=8, deadline=900, polite=0):
-        self.tries, self.deadline, self.polite, self.stopped = tries, deadline, polite, False  # stopped: nothing is sent any more; polite: least seconds to wait after a 429
+        self.tries, self.deadline = tries, deadline
+        self.polite = polite  # least seconds to wait after a 429
+        self.stopped = False  # nothing is sent any more
         self._dead = {}  # host -> (until when nothing is sent there, what a whole round of tries without any answer said)
         self.slots, self.session = threading.BoundedSemaphore(workers), requests.Session()
         self.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -77,9 +80,9 @@ class Http:
             n += 1
             try:
                 with self.slots:
-                    if self.stopped:
-                        raise ServiceError("stopped")
                     start = start or time.monotonic()  # waiting for a free slot is no fault of the server
+                    if self.stopped:
+                        raise ServiceError("stopped", code=LOCAL)
                     left = max(self.deadline + start - time.monotonic(), 0.1)
                     sent = {"Content-Type": "application/json", **(headers or {})}
                     sent = sign(method, url, sent, data) if sign else sent
@@ -110,7 +113,7 @@ class Http:
                         raise requests.Timeout("timed out")
         except (requests.exceptions.InvalidHeader, UnicodeError):  # the message would print the header, and the key in it
             raise ServiceError("a request header holds characters that HTTP does not allow: check the key for line breaks "
-                               "and for characters outside ASCII") from None
+                               "and for characters outside ASCII", code=LOCAL) from None
         except (ValueError, requests.TooManyRedirects) as e:  # requests' errors about addresses are ValueErrors
             why = "it redirects for ever" if isinstance(e, requests.TooManyRedirects) else "it is no http or https address"
             raise ServiceError(f"'{where}' cannot be requested: {why}") from None
@@ -241,7 +244,8 @@ class Cache:
     not hold is a ServiceError. `found` and `asked` count the requests."""
 
     def __init__(self, path, offline=False):
-        self.path, self.offline, self.found, self.asked, self._lock = path, offline, 0, 0, threading.Lock()
+        self.path, self.offline, self.found, self.asked = path, offline, 0, 0
+        self._lock, self._full = threading.Lock(), ""  # why nothing more can be stored
         uri = f"file:{quote(os.path.abspath(path))}?mode={'ro' if offline else 'rwc'}"
         with self._database(lambda: sqlite3.connect(uri, 60, check_same_thread=False, uri=True)) as db:
             if {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} - {"answers"}:
@@ -259,7 +263,9 @@ class Cache:
                 with self._db:
                     yield self._db
         except sqlite3.Error as e:
-            raise ServiceError(f"the cache {self.path} cannot be used: {e}. Free what it needs, or name another file.") from None
+            why = f"the cache {self.path} cannot be used: {e}. Free what it needs, or name another file."
+            self._full = self._full if "locked" in str(e) else why
+            raise ServiceError(why) from None
 
     def answers(self, model, requests_, ask):
         """The stored answer, text or bytes, to each of `requests_` (JSON-able); ask(those not stored) gives theirs.
@@ -274,6 +280,8 @@ class Cache:
             request = _utf8(next(iter(new.values()))).decode()
             raise ServiceError(f"{self.path} has answers of {models or 'nobody'}, but none of {model} to: {request[:100]} ... "
                                f"{request[-200:]}. Run it without --offline.")
+        if new and self._full:  # nothing is paid for that cannot be kept
+            raise ServiceError(self._full)
         if new:
             rows = [(key, model, answer) for key, answer in zip(new, ask(list(new.values())))]
             with self._database() as db:
@@ -346,7 +354,7 @@ class Wiki(Tool):
 
     base_url: a host root (another language, a mirror). contact: who runs this, an e-mail or web address, for the
     User-Agent that Wikimedia's policy asks for (default: $WIKIPEDIA_CONTACT). One request at a time, each address once.
-    After a whole round of tries has failed, Wikipedia is not tried again; `failed` counts the calls that got WIKI_DOWN.
+    After a whole round of tries has failed, Wikipedia is not tried again and each call gets WIKI_DOWN.
     """
 
     def __init__(self, base_url="https://en.wikipedia.org", contact=None, http=None):
@@ -355,7 +363,7 @@ class Wiki(Tool):
         self.base, self.http = base_url.rstrip("/"), http or Http(workers=1, tries=4, deadline=120, polite=5)
         agent = f"PersonaAgent/0.1 ({contact}) python-requests/{requests.__version__}"
         self.headers = {"User-Agent": agent.encode("ascii", "replace").decode()}
-        self.failed, self.down = 0, None  # down: why Wikipedia was given up
+        self.down = None  # why Wikipedia was given up
         self._seen, self._lock = {}, threading.Lock()
 
     def _summary(self, topic):
@@ -368,7 +376,7 @@ class Wiki(Tool):
             except ServiceError as e:
                 if e.status in (400, 404, 414):  # this topic, not Wikipedia
                     return f"Wikipedia cannot search for '{topic}'. Try a shorter and more common topic name."
-                self.down, self.failed = self.down or str(e), self.failed + 1
+                self.down = self.down or str(e)
                 return WIKI_DOWN
 
     def _get(self, path):

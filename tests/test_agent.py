@@ -30,6 +30,10 @@ TOOLS = [WIKI, NOTES]
     ('Action: RAG("war films")', "RAG", "war films", None),
     ("Action: RAG[war films]", "RAG", "war films", None),
     ("Action: RAG: war films", "RAG", "war films", None),
+    ('Action: RAG {"query": "war films"}', "RAG", "war films", None),
+    ('Action: RAG: ["war", "films"]', "RAG", "war films", None),
+    ("Action: RAG: films (1990)", "RAG", "films (1990)", None),
+    ("Action: RAG\nAction Input:\nobservational studies", "RAG", "observational studies", None),
     ("Action: [RAG]\nAction Input: war", "RAG", "war", None),
     ("Action: **RAG**\nAction Input: war", "RAG", "war", None),
     ("Action: `Wiki`\nAction Input: `Rome`", "Wiki", "Rome", None),
@@ -67,6 +71,12 @@ TOOLS = [WIKI, NOTES]
     ("Final Answer: comedy\n\nBecause it is funny.", None, None, "comedy"),
     ("Final Answer: drama\nThought: no\nFinal Answer: comedy", None, None, "comedy"),
     ("Thought: I now know. Final Answer: style & beauty", None, None, "style & beauty"),
+    # 'action' is a tag of LaMP-2M too
+    ("action", None, None, None),
+    ("**action**", None, None, None),
+    ("Final Answer:\naction", None, None, "action"),
+    ("Thought: so\nFinal Answer: action", None, None, "action"),
+    ("Final Answer:\n\nAction: RAG\nAction Input: war", "RAG", "war", None),
     # nothing to use
     ("", None, None, None),
     ("Thought: I should look at what the user did before", None, None, None),
@@ -86,6 +96,11 @@ def test_parser_keeps_the_thought():
     ("Google", None), ("Wiki and RAG", None), ("", None)])
 def test_tool_is_found_by_any_usual_name(name, tool):
     assert find_tool(name, TOOLS) is tool
+
+
+def test_any_name_of_a_tool_can_be_called():
+    tools = [Tool(name, "", str) for name in ("web_search", "WikiData", "Wiki")]
+    assert [find_tool(name, tools) for name in ("web_search", "wikidata", "Wiki")] == tools
 
 
 def test_tools_are_called_and_observed_until_the_answer(scripted):
@@ -138,6 +153,16 @@ def test_unknown_tool_names_the_tools(scripted):
     assert "'Google'" in answer.steps[0].observation and "Wiki or RAG" in answer.steps[0].observation
 
 
+def test_reply_without_a_whole_action_is_kept_whole(scripted):
+    bad = "Thought: I want films\nAction: RAG"
+    assert react(scripted([bad, "Final Answer: x"]), "", "Which?", TOOLS).steps[0].thought == bad
+
+
+def test_hidden_reasoning_may_speak_of_observations(scripted):
+    reply = "<think>hm\nObservation: so</think>\nFinal Answer: x"
+    assert react(scripted([reply]), "", "Which?", TOOLS).text == "x"
+
+
 def test_failing_tool_is_an_observation(scripted):
     def fail(text):
         raise KeyError("boom")
@@ -157,6 +182,7 @@ def test_bare_label_counts_once_a_tool_was_used_or_where_there_is_none(scripted)
     assert (answer.text, answer.status, len(answer.steps)) == ("**comedy**", "answered", 3)
     assert "neither an action nor an answer" in answer.steps[0].observation
     assert react(scripted(["<think>so</think>comedy"]), "", "Which?", []).text == "comedy"
+    assert react(scripted(["action"]), "", "Which?", []).text == "action"  # also a word of the format
 
 
 def test_eager_loop_takes_a_bare_label_before_any_tool(scripted):

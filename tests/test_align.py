@@ -4,7 +4,6 @@ import pytest
 from align import GRADIENT_PROMPT, UPDATE_PROMPT, align, fill, is_degenerate, story, unwrap
 from memory import Episode, EpisodicMemory
 from persona_agent import PersonaAgent, Reply
-from persona_agent import story as tell
 from dataclasses import asdict
 from tools import RAG
 
@@ -151,7 +150,9 @@ def test_packaging_is_not_part_of_the_persona(reply):
 @pytest.mark.parametrize("text", [
     "You are X.\n\nIf you need background on a film, use Wiki.", "You are X.\n\nThis persona prefers classics.",
     "You are X.\n\nWith these preferences in mind, choose 'classic'.", "Of course you must always search memory first.\n\nBe brief.",
-    "You are an agent for this persona:\n- likes war films", "You are X.\n\nThe system prefers short answers."])
+    "You are an agent for this persona:\n- likes war films", "You are X.\n\nIf you need any background, ask Wiki.",
+    "You are X.\n\nKey changes in taste: the user moved to horror.", "You are X.\n\nPlease let me know your sources in one line.",
+    "You are X.\n\nThe system prefers short answers."])
 def test_content_that_looks_like_packaging_stays(text):
     assert unwrap(text) == text
 
@@ -176,6 +177,6 @@ def test_nothing_labelled_means_no_call(scripted, embed):
 
 def test_story_tells_answers_feedback_and_personas(scripted, embed):
     llm = model(scripted)
-    text = story(asdict(align(build(llm, embed), llm, n=1)), tell)
+    text = story(asdict(align(build(llm, embed), llm, n=1)))
     for part in ("You help.", "question four?", "Answer: 'a guess'", "gold four", "Search for zebras.", "lover of zebras"):
         assert part in text

@@ -363,3 +363,13 @@ def test_runs_share_embeddings_and_profiles_through_the_cache(server, tmp_path, 
     assert len(once) == len(set(once)) > 20 and len(new) == len(set(new)) and set(new) & set(once) == {"OK"}  # tries the server
     assert [sum("oldest first" in raw for _, raw in sent) for sent in (first, second)] == [1, 0]
     assert len(list(tmp_path.rglob("results.json"))) == 3
+
+
+def test_full_cache_asks_for_nothing_more_that_it_cannot_keep(tmp_path):
+    cache, asked = Cache(tmp_path / "cache.db"), []
+    cache.answers("m", ["kept"], lambda new: ["x"])
+    cache._db.execute("PRAGMA max_page_count = 1")
+    for request in ("first", "second"):
+        with pytest.raises(ServiceError, match="is full"):
+            cache.answers("m", [request], lambda new: asked.append(new) or ["x" * 100_000])
+    assert asked == [["first"]] and cache.answers("m", ["kept"], None) == ["x"]

@@ -276,7 +276,7 @@ def test_refused_option_costs_one_request_and_is_remembered(server, caplog, refu
 def test_option_refused_to_several_threads_at_once_fails_none_of_them(server):
     busy = client(server)
     server.script(*[Answer({"error": {"message": "Unsupported parameter: 'stop' is not supported with this model.", "param": "stop",
-                                      "code": "unsupported_parameter"}}, 400, delay=0.05)] * 3, said("fine"))
+                                      "code": "unsupported_parameter"}}, 400, delay=0.4)] * 3, said("fine"))
     with ThreadPoolExecutor(3) as pool:
         assert [r.text for r in pool.map(lambda _: busy.chat(USER, stop=["\nObservation"]), range(3))] == ["fine"] * 3
 
@@ -286,6 +286,14 @@ def test_waiting_for_a_free_slot_is_not_the_servers_time(server):
     slow = Http(workers=1, tries=1, deadline=0.4)
     with ThreadPoolExecutor(5) as pool:
         assert len(list(pool.map(lambda _: slow.send("POST", server.url, {}), range(5)))) == 5
+
+
+def test_nothing_is_sent_any_more_once_stopped_and_no_advice_is_given(server):
+    stopped = client(server)
+    stopped.http.stopped = True
+    with pytest.raises(ServiceError, match="^stopped$"):
+        stopped.chat(USER)
+    assert not server.requests
 
 
 def test_no_texts_give_no_embeddings(server):

@@ -182,6 +182,19 @@ def test_run_is_refused_while_another_is_alive_and_goes_on_once_that_was_killed(
     assert cli(command) == 0 and len(lines(tmp_path)) == 18
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_worker_process_that_outlives_its_run_does_not_keep_the_folder(tmp_path):
+    folder, ready = lamp.Folder(tmp_path, {}), get_context("fork").Event()
+    worker = get_context("fork").Process(target=lambda: (ready.set(), time.sleep(60)))
+    worker.start()
+    try:
+        ready.wait(30)
+        folder.held.close()  # as the end of the process that holds it does
+        lamp.Folder(tmp_path, {}).held.close()
+    finally:
+        worker.kill()
+
+
 def test_torn_last_lines_are_dropped_and_made_anew(server, undisturbed, tmp_path):
     command = flags(server, tmp_path, method="personaagent")
     assert cli(command) == 0
