@@ -1,7 +1,7 @@
 """LaMP: the four tasks, the data, the methods, the runner and the command line.
 
 `python lamp.py --task lamp1` runs PersonaAgent on the bundled sample against a stand-in server; `--help` has the rest.
-Gold labels are read here and only scored here: no request to a model ever holds the gold of an evaluated query.
+Gold labels are read here and go to the scoring in metrics.py alone: no request to a model holds the gold of an evaluated query.
 """
 import argparse
 import functools
@@ -57,6 +57,10 @@ class Task:
     def match(self, text):
         return re.search(self.pattern, text, re.S)
 
+    def key(self, text):
+        """What makes two questions the same: the input's own text, in one spelling."""
+        return norm(self.match(text)["key"])
+
 
 TASKS = {t.name: t for t in (
     Task("lamp1", "LaMP-1: Personalized Citation Identification", "LaMP_1", metrics.CITATIONS,
@@ -82,6 +86,7 @@ TASKS = {t.name: t for t in (
 # ---------------------------------------------------------------------------------------------------- data
 
 Query = namedtuple("Query", "id input gold")  # texts
+FAULT = "{}, record {}: {}"
 
 
 @dataclass
@@ -171,7 +176,7 @@ def day(text):
 
 
 def entries(task, parts, faults, only=None):
-    """(user, Query, profile, order in time, place in the files) of each usable query; `faults` tells of the others.
+    """(user, Query, profile, order in time, place in the files) of each usable query; `faults` gets (place, record, what) of the others.
 
     A part with gold None has OPPU's records: {user_id, profile, query: [{id, input, gold}]}. only: per part, as in `records`."""
     for part, (path, gold) in enumerate(parts):
@@ -179,19 +184,19 @@ def entries(task, parts, faults, only=None):
             record = record if isinstance(record, dict) else {}
             profile, asked = record.get("profile"), [record] if gold is not None else record.get("query")
             if not isinstance(profile, list) or not isinstance(asked, list):
-                faults.append(f"{path}, record {record.get('id', number)}: no 'profile' list, or no 'query' list beside it")
+                faults.append((path, record.get("id", number), "no 'profile' list, or no 'query' list beside it"))
                 continue
             newest, user = max(map(date_of, profile), default=()), record.get("user_id")
             for place, q in enumerate(asked):
                 q = q if isinstance(q, dict) else {}
                 given = q.get("gold") if gold is None else gold.get(str(q.get("id")))
-                answer = re.sub(r"\.0+$", "", str(given).strip())  # a score may be the number 4.0
+                answer = label_text(given)
                 wrong = ("no 'input' or no 'id'" if "id" not in q or not isinstance(q.get("input"), str) else
                          f"this is not a {task.name} question: {q['input'][:60]!r}" if not task.match(q["input"]) else
                          "no gold" if given is None else
                          f"the gold {given!r} is none of {task.name}'s labels" if answer not in task.labels else None)
                 if wrong:
-                    faults.append(f"{path}, record {q.get('id', number)}: {wrong}")
+                    faults.append((path, q.get("id", number), wrong))
                 else:
                     owner = f"record {record.get('id', number)}" if user in (None, "") else str(user)
                     yield (owner, Query(str(q["id"]), q["input"], answer), profile, (part, newest, len(profile) + place),
@@ -209,7 +214,7 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
     ids = Counter(e[1] for all_ in seen.values() for e in all_)
     if ids and ids.most_common(1)[0][1] > 1:
         raise Problem(f"the query id {ids.most_common(1)[0][0]!r} occurs more than once in {data}: give each query its own id.")
-    told = {re.search(r", record (.*?):", f)[1] for f in faults}
+    told = {str(record) for _, record, _ in faults}
     for path, gold in parts:
         lost = [i for i in gold or () if i not in ids and i not in told]
         if lost:
@@ -218,38 +223,40 @@ def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None
               for u, all_ in seen.items()}
     chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][2])[:users]
     if not chosen:
-        raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {faults[0] if faults else 'It is empty'}")
+        raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {FAULT.format(*faults[0]) if faults else 'It is empty'}")
     raw = {u: [] for u in chosen}  # user -> [(order, Query, profile of the first evaluated query)]
     places = [dict(place for u in chosen for order, _, _, place in seen[u] if order[0] == part) for part in range(len(parts))]
     for user, query, profile, order, _ in entries(task, parts, [], places):
-        if user in raw:
-            raw[user].append((order, query, profile if query.id == latest[user][0][1] else []))
+        raw[user].append((order, query, profile if query.id == latest[user][0][1] else []))
     raw = {u: sorted(raw[u], key=lambda e: e[0]) for u in chosen}
     found = build_users(task, {u: (raw[u][:-len(latest[u])], raw[u][-len(latest[u]):]) for u in chosen}, max_history, seed, faults)
     for user in found:
         user.queries = user.queries[:limit]
         limit = None if limit is None else limit - len(user.queries)
-    more = [f"{len(faults) - 5} more"] if len(faults) > 5 else []
+    skipped = [f"skipped: {FAULT.format(*fault)}" for fault in faults[:5]]
+    skipped += [f"skipped: {len(faults) - 5} more"] if len(faults) > 5 else []
     listed = re.search(r"(?:tags|categories): \[(.*?)\]", found[0].queries[0].input)  # in any order
     other = sorted({option.strip() for option in listed[1].split(",")} - {*task.labels}) if listed else []
-    return found, [f"skipped: {f}" for f in faults[:5] + more] + [
+    return found, skipped + [
         f"the questions offer options that are no labels of {task.name}: {', '.join(other)}"] * bool(other)
 
 
 def build_users(task, raw, max_history, seed, faults):
-    """User objects: history as episodes in time order, without any item that has an evaluated query's id or text."""
+    """User objects: history as episodes in time order, without any item that has an evaluated query's id or text.
+
+    raw: {user: (earlier, evaluated)}, lists of (order in time, Query, profile), oldest first."""
     items = {u: history_items(task, u, *raw[u], faults) for u in raw}
     cited = {u: {norm(i[task.label]): i[task.label] for i in items[u] if i.get(task.label)} for u in raw}
-    matches = {u: [task.match(q.input) for _, q, _ in raw[u][1]] for u in raw}
-    offered, found = {norm(m[g]) for u in raw for m in matches[u] for g in task.options}, []
+    offered = {norm(task.match(q.input)[g]) for _, evaluated in raw.values() for _, q, _ in evaluated for g in task.options}
+    found = []
     for user, (_, evaluated) in raw.items():
-        queries, keys = [q for _, q, _ in evaluated], {norm(m["key"]) for m in matches[user]}
+        queries, keys = [q for _, q, _ in evaluated], {task.key(q.input) for _, q, _ in evaluated}
         kept = [i for i in items[user] if norm(i[task.text]) not in keys and str(i.get("id")) not in {q.id for q in queries}]
         pool = {n: title for u in cited if u != user for n, title in cited[u].items()} if task.options else {}
         others = [pool[n] for n in sorted(pool.keys() - cited[user].keys() - offered)]
         history = [episode_of(task, item, queries[0].input, others, random.Random(f"{seed} {user} {item[task.text]}".encode(
             "utf-8", "replace"))) for item in kept][-(max_history or 0):]
-        if any(e.response and norm(task.match(e.query)["key"]) in keys for e in history):
+        if any(e.response and task.key(e.query) in keys for e in history):
             raise RuntimeError(f"an evaluated query is left in the history of user {user}")
         found.append(User(user, history, queries, len(items[user]) - len(kept)))
     return found
@@ -259,13 +266,13 @@ def history_items(task, user, earlier, evaluated, faults):
     """The profile's items, then earlier queries that it does not hold yet; by date where there are dates."""
     items = []
     for item in evaluated[0][2]:
+        item = item if isinstance(item, dict) else {}
         needed = [task.text] if task.options else [task.text, task.label]  # LaMP-1 as published tells no citations
-        missing = [f for f in needed if not isinstance(item, dict) or not isinstance(item.get(f), (str, int, float))
-                   or not str(item[f]).strip()]
+        missing = [f for f in needed if not label_text(item.get(f))]
         if missing:
-            faults.append(f"an item of user {user}'s profile, record {evaluated[0][1].id}: no usable {' and no '.join(missing)}")
+            faults.append((f"an item of user {user}'s profile", evaluated[0][1].id, f"no usable {' and no '.join(missing)}"))
         else:
-            items.append(item if isinstance(item.get(task.label), (str, int, float)) else {**item, task.label: None})
+            items.append({**item, task.label: label_text(item.get(task.label))})
     known = {norm(i[task.text]) for i in items if i.get(task.label)}
     for (_, newest, _), query, _ in earlier:
         at = task.match(query.input)
@@ -274,6 +281,11 @@ def history_items(task, user, earlier, evaluated, faults):
             items.append({"id": query.id, task.text: at["key"], task.label: label, "date": "-".join(f"{n:02}" for n in newest),
                           None: (query.input, query.gold)})  # a key that no JSON object has
     return sorted(items, key=date_of) if any(map(date_of, items)) else items
+
+
+def label_text(value):
+    """A label as LaMP spells it: 'comedy ' -> 'comedy', 4.0 -> '4'; '' for what is neither text nor number."""
+    return re.sub(r"(?<=^\d)\.0+$", "", str(value).strip()) if isinstance(value, (str, int, float)) else ""
 
 
 def norm(text):
@@ -363,17 +375,14 @@ def examples(task, user, pool, seed, k):
     """{query id: k seeded questions of other users with their answers, none with the text of one of this user's queries}.
 
     pool: (user id, Episode) of all that is labelled."""
-    def key(question):
-        return norm(task.match(question)["key"])
-
-    own = {key(q.input) for q in user.queries}
+    own = {task.key(q.input) for q in user.queries}
     drawn = {q.id: random.Random(f"{seed} {q.id}").sample(pool, min(len(pool), 50 * k)) for q in user.queries}
-    return {i: [f"{e.query}\n{e.response}" for owner, e in drawn[i] if owner != user.id and key(e.query) not in own][:k] for i in drawn}
+    return {i: [f"{e.query}\n{e.response}" for owner, e in drawn[i] if owner != user.id and task.key(e.query) not in own][:k] for i in drawn}
 
 
 # one user's work as plain data. link: see `connect`; opts: settings by name; examples: of `icl`; done: {method: ids answered
 # before}; lines: {method: the user's line of personas.jsonl}
-Job = namedtuple("Job", "task methods link opts user examples done lines")
+Job = namedtuple("Job", "task methods link opts user examples done lines", defaults=[None] * 4)
 Setup = namedtuple("Setup", "task method llm wiki opts examples")  # of one method in one process
 
 
@@ -384,11 +393,11 @@ def fill_memory(llm, history):
     return memory
 
 
-def build_agent(setup, user, shared, line):
-    """(PersonaAgent, its line of personas.jsonl) of one user: memory, profile, persona and, where asked for, alignment.
+def build_agent(setup, user, shared, line, emit):
+    """One user's PersonaAgent: memory, profile, persona and, where asked for, alignment; `bank` is its MemoryBank or None.
 
     shared: what the methods have in common for this user, the memory and the profile. line: what an earlier start of this run
-    wrote to personas.jsonl; the persona is then taken from it."""
+    wrote to personas.jsonl; the persona is then taken from it, else a new line goes to emit(file, line)."""
     method, llm, opts = setup.method, setup.llm, setup.opts
     meter = Meter(llm)
     with ThreadPoolExecutor(1) as side:  # the profile does not wait for the embeddings
@@ -399,31 +408,32 @@ def build_agent(setup, user, shared, line):
         shared["memory"] = filling.result()
     memory = shared.get("memory")
     bound = [tool for tool in (setup.wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
-    if line:
-        agent = PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"])
-        agent.bank = method.bank and MemoryBank(llm, memory, made=(line["profile"], line["bank"]))
-        return agent, line
-    profile, used = shared["profile"] if method.profile else ("", Usage())
-    bank = MemoryBank(meter, memory) if method.bank else None
-    if bank:
-        profile, used = bank.portrait, meter.usage
-    meter = Meter(llm)
-    start = {"persona": initial_persona(profile or UNKNOWN), "neutral": NEUTRAL, "": profile}[method.system]
-    agent = PersonaAgent(meter, memory, start, bound, opts["max_steps"])
-    record = align.align(agent, meter, opts["batch"], opts["iterations"]) if method.aligned else align.Alignment(start, start)
-    agent.llm, agent.bank = llm, bank
-    return agent, {"user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
-                   "profile": profile, "bank": bank and bank.summaries, **asdict(record),
-                   "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}}
+    bank = MemoryBank(meter, memory, made=line and (line["profile"], line["bank"])) if method.bank else None
+    if not line:
+        profile, used = (bank.portrait, meter.usage) if bank else shared["profile"] if method.profile else ("", Usage())
+        start = {"persona": initial_persona(profile or UNKNOWN), "neutral": NEUTRAL, "": profile}[method.system]
+        meter = Meter(llm)
+        learner = PersonaAgent(meter, memory, start, bound, opts["max_steps"])
+        record = align.align(learner, meter, opts["batch"], opts["iterations"]) if method.aligned else align.Alignment(start, start)
+        line = {"user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
+                "profile": profile, "bank": bank and bank.summaries, **asdict(record),
+                "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}}
+        if method.profile or method.system:
+            emit("personas.jsonl", line)
+    agent = PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"])
+    agent.bank = bank
+    return agent
 
 
 def read_answer(task, question, text):
     """The label that an answer gives, or None; in LaMP-1 it may also name just one of the two titles, without its number."""
     label = metrics.parse(text, task.labels)
-    if label or not task.options or metrics.DENIED.search(text.lower()):
+    if label or not task.options:
         return label
-    named = [label for label, group in zip(task.labels, task.options) if norm(task.match(question)[group]) in norm(text)]
-    return named[0] if len(named) == 1 else None
+    titles = [rf"(?<!\w){re.escape(norm(task.match(question)[group]))}(?!\w)" for group in task.options]
+    named = [label for label, title in zip(task.labels, titles) if re.search(title, norm(text))]
+    denied = metrics.DENIED.search(re.sub("|".join(titles), "", norm(text)))  # a title may hold a 'no' of its own
+    return named[0] if len(named) == 1 and not denied else None
 
 
 def answer_query(setup, agent, user, query, result=None):
@@ -480,15 +490,9 @@ def _evaluate(setup, user, queries, shared, line, emit):
             for query in queries:
                 emit("errors.jsonl", {"user_id": user.id, "id": query.id, "stage": stage, "error": f"{type(e).__name__}: {e}"})
 
-    def build():
-        agent, new = build_agent(setup, user, shared, line)
-        if new is not line and (setup.method.profile or setup.method.system):
-            emit("personas.jsonl", new)
-        return agent
-
-    agent = attempt("persona", queries, build)
+    agent = attempt("persona", queries, lambda: build_agent(setup, user, shared, line, emit))
     if agent:
-        with ThreadPoolExecutor(len(queries)) as pool:
+        with ThreadPoolExecutor(min(len(queries), setup.llm.workers)) as pool:
             list(pool.map(lambda q: attempt("answer", [q], lambda: emit("predictions.jsonl", answer_query(setup, agent, user, q))),
                           queries))
 
@@ -499,7 +503,7 @@ def run(base, users, shown, folders, origin, pool, llm):
     """Evaluate the users in an executor, each a Job made from `base`, writing each line as it comes: {method: results.json}.
 
     shown: {user id: `examples`}. folders: {method: Folder}; what they hold is resumed. origin: what results.json says of its
-    making. llm: told to stop at Ctrl-C; what is in flight then is finished and saved."""
+    making. llm: told to stop at Ctrl-C: it finishes the requests in flight and sends no more."""
     task, start, waiting = TASKS[base.task], time.time(), set()
     ledger = Ledger(folders, task.labels, [q.id for u in users for q in u.queries])
     for m, folder in folders.items():
@@ -525,7 +529,8 @@ def run(base, users, shown, folders, origin, pool, llm):
                 jobs.clear()
                 for future in waiting:
                     future.cancel()
-                print("\nstopping: what is in flight is finished and saved; Ctrl-C again stops at once", file=sys.stderr)
+                print("\nstopping: requests in flight are finished, and what needs no more of them is saved; Ctrl-C again stops "
+                      "at once", file=sys.stderr)
     except BaseException:
         llm.http.stopped = True  # nothing more is paid for that cannot be kept
         for future in waiting:
@@ -732,9 +737,9 @@ NO LANGUAGE MODEL is involved: a stand-in answers by counting words (tests/stand
 Connect a model: --model gpt-4o-mini with OPENAI_API_KEY set, or --base-url http://localhost:11434/v1 --model M --embed-model E"""
 
 
-def print_plan(task, args, users, remarks, llm, origin):
+def print_plan(task, args, users, remarks, llm):
     """What is going to happen, before anything costs."""
-    if origin["stand_in"]:
+    if args.stand_in:
         print(STAND_IN + "\n")
     sizes, queries = [len(u.history) for u in users], sum(len(u.queries) for u in users)
     labelled = sum(any(e.response for e in u.history) for u in users)
@@ -744,7 +749,7 @@ def print_plan(task, args, users, remarks, llm, origin):
     print("".join(f"        {remark}\n" for remark in remarks) + f"model   {llm.model}, embeddings {llm.embed_model or '-'}, "
           f"at {llm.base_url}")
     methods = [METHODS[m] for m in args.method]
-    if any("Wiki" in m.tools for m in methods) and not os.environ.get("WIKIPEDIA_CONTACT") and not origin["stand_in"]:
+    if any("Wiki" in m.tools for m in methods) and not os.environ.get("WIKIPEDIA_CONTACT") and not args.stand_in:
         print("        WIKIPEDIA_CONTACT is not set: Wikipedia asks for the operator's contact and allows fewer requests without")
     for name, m in zip(args.method, methods):
         turns = len(m.tools) + 1  # each tool once, then the answer, where all goes well
@@ -769,9 +774,9 @@ def main(argv, pool=None):
     connect.cache_clear()  # the environment may have changed since another run in this process
     llm, wiki = connect(link, os.getpid())
     origin = provenance(args, llm, argv)
-    print_plan(task, args, users, remarks, llm, origin)
+    print_plan(task, args, users, remarks, llm)
     opts = origin["settings"]
-    changed = {k: opts[k] for k, default in SETTINGS.items() if opts.get(k, default) not in (default, "stand-in", args.task)}
+    changed = {k: opts[k] for k, default in SETTINGS.items() if k in opts and k != "task" and opts[k] not in (default, "stand-in")}
     changed |= {"data": Path(changed["data"]).resolve().name} if "data" in changed else {}
     name = "".join(f"-{k}={re.sub(r'[^-.0-9A-Za-z]+', '_', str(v))}" for k, v in changed.items())
     folders = {m: Folder(Path(args.output, task.name, m + name), opts) for m in args.method}
@@ -780,7 +785,7 @@ def main(argv, pool=None):
         client.chat([{"role": "user", "content": "Reply with the word OK."}], max_tokens=16, tries=2)
         client.embed(["OK"], tries=2) if args.embeds else None
     k = max(m.others for m in methods)
-    base = Job(task.name, args.method, link, opts, None, None, None, None)
+    base = Job(task.name, args.method, link, opts)
     try:
         results = run(base, users, {u.id: examples(task, u, labelled, args.seed, k) for u in users}, folders, origin,
                       pool or ThreadPoolExecutor(args.workers), llm)
@@ -789,16 +794,17 @@ def main(argv, pool=None):
             folder.held.close()  # gives the lock back to a program that goes on
     print(metrics.table(results))
     print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
-    for m in (m for m in args.method if METHODS[m].aligned and results[m]["complete"]):
-        embed_personas(folders[m], llm)
     missed, errors = (sum(r[k] for r in results.values()) for k in ("failed_wiki_calls", "errors"))
     if missed:
         print(f"\nWIKIPEDIA WAS NOT REACHED: {missed} Wiki calls got no page. {wiki.down or ''}")
     if errors:
         first = next(row for f in folders.values() for row in metrics.read_lines(f.path / "errors.jsonl"))["error"]
         print(f"\n{errors} QUERIES FAILED and are not in the metric; the same command tries them again. First: {first}")
-    if origin["stand_in"]:
+    if args.stand_in:
         print("\n" + STAND_IN)
+    for m in args.method:
+        if METHODS[m].aligned and results[m]["complete"] and not (folders[m].path / "personas.npz").exists():
+            embed_personas(folders[m], llm)
     return 1 if errors else 0
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import unicodedata
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,10 @@ except ImportError:  # Windows: two runs in one folder are not noticed there
     fcntl = None
 
 import numpy as np
+
+LOCKS = weakref.WeakSet()  # open lock files of run folders; a forked worker must not keep them when its run dies
+if fcntl:
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in LOCKS])
 
 # LaMP's labels, in the order of the official scorer
 CITATIONS = ("[1]", "[2]")
@@ -61,19 +66,19 @@ def _given(text, one, read, mention):
     """What a clean text gives where an answer may stand: one answer, or None (nothing, or not to be told apart).
 
     one: pattern of an answer. read: its text -> answer, None where it is none. mention: pattern of an answer in prose."""
-    found = {True: set(), False: set()}  # after words like 'the answer is'; at the start of a line
-    for m in re.finditer(rf"(?:{LEAD}|(?P<cue>{CUE})\s*){KIND}(?P<open>['\"\[({{<\s]*)(?P<one>{one})(?!\w|\.?\d|-\w*[a-rt-z])",
+    cued, leading = set(), set()  # answers after words like 'the answer is'; at the start of a line
+    for m in re.finditer(rf"(?:{LEAD}|(?P<cue>{CUE})\s*){KIND}(?P<open>['\"\[({{<\s]*)(?P<one>{one})(?!\w|\.?\d|-(?!stars?\b)\w*[a-z])",
                          text, re.M):
         line, rest = text[text.rfind("\n", 0, m.start("one")) + 1:m.start("one")], text[m.end():].split("\n")[0]
-        denied = DENIED.search(re.split(r"[.!?;]\s|\bbut\b", line)[-1]) or re.match(r"\W*(?:is )?(?:not|unrelated|unlikely|wrong)\b(?<![,(]not)"
-                                                                                    r"(?<![,(] not)", rest)
+        denied = (DENIED.search(re.split(r"[.!?;]\s|\bbut\b", line)[-1])
+                  or re.match(r"(?!\W*[,(] ?not\b)\W*(?:is )?(?:not|unrelated|unlikely|wrong)\b", rest))
         habit = m["cue"] and HABIT.search(text[:m.start("cue")].split("\n")[-1])
         if denied or habit or not (ENDED.match(rest) or "[" in m["open"]):  # a bracket may be followed by its title
             continue
         others = re.findall(mention, EXPLAINED.split(rest)[0]) + re.findall(rf"^\W*(?:or |maybe |(?={one}\W*$))({one})\b", rest)
         mine = read(m["one"])
-        found[bool(m["cue"])].add(None if any(read(o) != mine for o in others) else mine)
-    found = found[True] or found[False]
+        (cued if m["cue"] else leading).add(None if any(read(o) != mine for o in others) else mine)
+    found = cued or leading
     return found.pop() if len(found) == 1 else None
 
 
@@ -90,7 +95,7 @@ def parse_label(text, labels):
     names = {key(_clean(label)): label for label in labels}
     text = _clean(text)
     whole = key(re.sub(r"^[\W]*|[\W]*$", "", text))
-    if whole in names and not (whole.isdigit() and re.match(r"-", text)):
+    if whole in names and not (whole.isdigit() and text.startswith("-")):
         return names[whole]
     one = "|".join(re.sub(r"\\? ", r"[-\\s&]+(?:and\\s+)?", re.escape(n)) for n in sorted(names, key=len, reverse=True))
     bracketed = all(label.startswith("[") for label in labels)
@@ -176,7 +181,6 @@ def parse(text, labels):
 
 def score(gold, pred, labels):
     """{metric name: value} as the official scorer computes it; a prediction None is an answer that it cannot read."""
-    pred = ["" if p is None else p for p in pred]
     if tuple(labels) == RATINGS:
         return {"MAE": mae(gold, pred), "RMSE": rmse(gold, pred)}
     return {"accuracy": accuracy(gold, pred, labels), "macro-F1": macro_f1(gold, pred, labels)}
@@ -186,7 +190,7 @@ def _counts(gold, pred, labels):
     """Per query the counts (n, k) whose sums over queries give every metric: ratings [1, |error|, error^2]; labels [1, then
     per label hit, then per label gold + predicted]."""
     if tuple(labels) == RATINGS:
-        errors = _errors(gold, ["" if p is None else p for p in pred])
+        errors = _errors(gold, pred)
         return np.stack([np.ones(len(errors)), np.abs(errors), errors ** 2], axis=1)
     g, p = (np.eye(len(labels) + 1)[row][:, :-1] for row in _index(gold, pred, labels))  # -1, no label, is a row of zeros
     return np.hstack([np.ones((len(g), 1)), g * p, g + p])
@@ -202,7 +206,7 @@ def _from_counts(sums, labels):
     return {"accuracy": hits.sum(-1) / n, "macro-F1": f1.mean(-1)}
 
 
-def _resampled(users, counts, labels, resamples, seed):
+def _resampled(users, counts, labels, resamples=2000, seed=0):
     """{metric: (resamples,)} of bootstrap samples of whole users, drawn as multinomial weights of per-user sums."""
     names, place = np.unique([str(u) for u in users], return_inverse=True)
     sums = np.zeros((len(names), counts.shape[1]))
@@ -220,10 +224,10 @@ def intervals(users, gold, pred, labels, resamples=2000, seed=0):
     if len(set(users)) < 10:
         return {}
     values = _resampled(users, _counts(gold, pred, labels), labels, resamples, seed)
-    return {name: [float(x) for x in np.percentile(v, [2.5, 97.5])] for name, v in values.items()}
+    return {name: np.percentile(v, [2.5, 97.5]).tolist() for name, v in values.items()}
 
 
-def paired(users, gold, first, second, labels, resamples=2000, seed=0):
+def paired(users, gold, first, second, labels):
     """Comparison of two methods on the same queries: wins, losses and ties of `first`, the exact McNemar p-value of
     accuracy (None for ratings; it takes queries as independent, the intervals do not), and {metric: [difference, low, high]}
     by bootstrap over users ([difference] below 10)."""
@@ -234,8 +238,8 @@ def paired(users, gold, first, second, labels, resamples=2000, seed=0):
     point = {name: _from_counts(a.sum(0), labels)[name] - v for name, v in _from_counts(b.sum(0), labels).items()}
     spread = {name: [] for name in point}
     if len(set(users)) >= 10:
-        one, two = (_resampled(users, counts, labels, resamples, seed) for counts in (a, b))  # the same users both times
-        spread = {name: [float(x) for x in np.percentile(one[name] - two[name], [2.5, 97.5])] for name in point}
+        one, two = (_resampled(users, counts, labels) for counts in (a, b))  # the same users both times
+        spread = {name: np.percentile(one[name] - two[name], [2.5, 97.5]).tolist() for name in point}
     return {"wins": wins, "losses": losses, "ties": len(gold) - wins - losses,
             "p": None if tuple(labels) == RATINGS else min(1.0, 2 * tail),
             "difference": {name: [float(v), *spread[name]] for name, v in point.items()}}
@@ -263,7 +267,8 @@ def tally(rows, labels):
 
     rows: dicts with user_id, gold, prediction (None: not parsed), text, status, steps ({"action", "input"}) and seconds."""
     gold, pred, texts = ([row[key] for row in rows] for key in ("gold", "prediction", "text"))
-    used, n = [{(step["action"], step["input"]) for step in row["steps"]} for row in rows], max(len(rows), 1)  # run once each
+    used = [{(s["action"], s["input"].lower()) for s in row["steps"] if s["action"]} for row in rows]  # each ran once
+    n = max(len(rows), 1)
     return {
         "metrics": {"n": len(rows), "right": sum(g == p for g, p in zip(gold, pred)), **score(gold, pred, labels)},
         "intervals": intervals([row["user_id"] for row in rows], gold, pred, labels), "floors": floors(gold, labels),
@@ -296,6 +301,7 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "predictions.jsonl").touch()
             self.held = open(self.path / "lock", "w")  # dies with its process
+            LOCKS.add(self.held)
             new = not (self.path / "predictions.jsonl").stat().st_size and not (self.path / "results.json").exists()
             before = settings if new else json.loads((self.path / "results.json").read_text(encoding="utf-8"))["settings"]
             differ = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v and k != "data"]
@@ -305,8 +311,6 @@ class Folder:
             fcntl and fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Problem(f"{self.path} is in use by another run: wait for it, or choose another --output.", 2) from None
-        if fcntl:
-            os.register_at_fork(after_in_child=self.held.close)  # a worker process that outlives its run must not keep the lock
         if differ:
             raise Problem(f"{self.path} holds a run with other settings ({'; '.join(differ)}): choose another --output.", 2)
         for file in self.path.glob("*.jsonl"):  # a last line torn by a crash goes, so that the next one stands alone
@@ -355,8 +359,8 @@ def total(usages):
 
 
 def measure(folder, labels, ids=None):
-    """What a run folder (a Path) came to, from its lines alone: `tally` of its rows ({id: prediction}, those of `ids` in
-    this order), errors, users aligned, costs per stage, and the answers simulated in alignment."""
+    """What a run folder (a Path) came to, from its lines alone: `tally` of its rows ({id: line of predictions.jsonl},
+    those of `ids` in this order), errors, users aligned, costs per stage, and the answers simulated in alignment."""
     rows = {row["id"]: row for row in read_lines(folder / "predictions.jsonl")}
     rows = {i: rows[i] for i in (rows if ids is None else ids) if i in rows}
     lines = list({line["user_id"]: line for line in read_lines(folder / "personas.jsonl")}.values())
@@ -451,11 +455,12 @@ def markdown(runs, task, title, labels):
     and the paired difference from rag-4 and from no-alignment of the same settings; and what they cost per query.
 
     runs: results.json each, joined with `measure` and with changed (the settings in which the runs differ)."""
-    names, gold, first = list(score([], [], labels)), [row["gold"] for row in runs[0]["rows"].values()], runs[0]
+    first = runs[0]
+    names = list(first["floors"])
     real = first["settings"]["data"] and not first["stand_in"]
     yield from (f"### {title}", "", f"Data: {first['settings']['data'] or 'the bundled sample'}"
                 + (", NO LANGUAGE MODEL (stand-in)" if first["stand_in"] else "" if "model" in first["changed"] else f", model {first['settings']['model']}")
-                + ". Best constant answer: " + ", ".join(f"{k} {v:.3f}" for k, v in floors(gold, labels).items()) + "."
+                + ". Best constant answer: " + ", ".join(f"{k} {v:.3f}" for k, v in first["floors"].items()) + "."
                 + ("" if first["intervals"] else " No intervals: a bootstrap over users tells nothing below 10 users."), "")
     head = ["method", "n", *(x for name in names for x in ([name, "paper"] if real else [name])),
             f"{names[0]} vs rag-4", "vs no-alignment", "unparsed", "forced", "errors"]
@@ -464,7 +469,7 @@ def markdown(runs, task, title, labels):
         cells = [run["method"] + run["changed"] + ("" if run["complete"] else " (unfinished)"), run["metrics"]["n"]]
         for i, name in enumerate(names):
             spread = " [{:.3f}, {:.3f}]".format(*run["intervals"][name]) if run["intervals"] else ""
-            cells += [f"{run['metrics'][name]:.3f}{spread}"] + ([PAPER[run["method"]][task][i]] if real else [])
+            cells += [f"{run['metrics'][name]:.3f}{spread}"] + ([PAPER.get(run["method"], {}).get(task, ("", ""))[i]] if real else [])
         for name in ("rag-4", "no-alignment"):
             other = next((r for r in runs if r["method"] == name and r["changed"] == run["changed"] and r is not run), None)
             cells.append(_versus(run["rows"], other["rows"], labels, names[0]) if other else "")
@@ -515,5 +520,6 @@ def report(roots, tasks, order):
         differ = [k for k in runs[0]["settings"] if len({str(run["settings"].get(k)) for run in runs}) > 1]
         for run in runs:
             run["changed"] = "".join(f", {k} {run['settings'].get(k)}" for k in differ)
-        lines += markdown(sorted(runs, key=lambda r: (r["changed"], order.index(r["method"]))), name, tasks[name].title, tasks[name].labels)
+        runs.sort(key=lambda r: (r["changed"], order.index(r["method"]) if r["method"] in order else len(order)))
+        lines += markdown(runs, name, tasks[name].title, tasks[name].labels)
     return "\n".join(lines)

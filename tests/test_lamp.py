@@ -262,7 +262,7 @@ def test_options_that_are_no_labels_are_told_but_not_their_order(tmp_path):
 
 
 def test_score_given_as_a_number_is_a_label(tmp_path):
-    (tmp_path / "history.json").write_text(json.dumps([{"user_id": 1, "profile": [{"text": "t", "score": 4}], "query": [
+    (tmp_path / "history.json").write_text(json.dumps([{"user_id": 1, "profile": [{"text": "t", "score": 4.0}], "query": [
         {"id": 7, "input": REVIEW + "x", "gold": 4.0}]}]))
     user, = load(TASKS["lamp3"], tmp_path)[0]
     assert (user.queries[0].gold, user.history[0].response) == ("4", "4")
@@ -283,9 +283,21 @@ def test_quotes_inside_titles_do_not_break_lamp1():
 
 @pytest.mark.parametrize("answer, label", [
     ("The reference is \"Sea  birds\".", "[2]"), ("[1]", "[1]"), ("It is about rain and forests or sea birds.", None),
-    ("\"Rain and forests\" is related to it.", "[1]"), ("It is not \"Sea birds\".", None), ("A paper on whales.", None)])
+    ("\"Rain and forests\" is related to it.", "[1]"), ("Subsea birdsong", None), ("It is not \"Sea birds\".", None), ("A paper on whales.", None)])
 def test_lamp1_answer_may_name_one_of_the_two_titles(answer, label):
     assert lamp.read_answer(TASKS["lamp1"], PAPER.format("Mine", "Rain and forests", "Sea birds"), answer) == label
+
+
+def test_lamp1_title_with_a_no_of_its_own_is_no_denial():
+    asked = PAPER.format("Mine", "No free lunch theorems", "Graphs")
+    answers = ["It cites No free lunch theorems.", "Not No free lunch theorems.", "paragraphs on something"]
+    assert [lamp.read_answer(TASKS["lamp1"], asked, a) for a in answers] == ["[1]", None, None]
+
+
+def test_record_whose_id_holds_a_colon_is_told_and_left_out(tmp_path):
+    write(tmp_path, [question("u:1", None), question("q", [movie(1)])], {"u:1": "action", "q": "action"})
+    users, remarks = load(TASKS["lamp2m"], tmp_path)
+    assert len(users) == 1 and "record u:1: no 'profile' list" in remarks[0]
 
 
 def test_large_file_is_read_in_pieces(tmp_path):
@@ -571,6 +583,15 @@ def test_report_shows_the_papers_figures_beside_real_data_and_intervals_for_ten_
     cli(["--report", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert re.search(r"\| rag-4 \| 12 \| [\d.]+ \[[\d.]+, [\d.]+\] \| 0\.427 \| [\d.]+ \[[\d.]+, [\d.]+\] \| 0\.386 \|", out)
+
+
+def test_report_knows_no_figures_of_the_papers_for_a_method_or_a_task_of_ones_own(tmp_path, server, capsys, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", METHODS["prompt"])
+    assert cli(["--task", "lamp2m", "--method", "mine", "--limit", "1", "--data", str(SAMPLE), "--output", str(tmp_path), *server.flags]) == 0
+    monkeypatch.delitem(METHODS, "mine")
+    capsys.readouterr()
+    cli(["--report", str(tmp_path)])
+    assert re.search(r"\| mine \| 1 \| [\d.]+ \|  \| [\d.]+ \|  \|", capsys.readouterr().out)
 
 
 def test_report_puts_varied_settings_into_rows_of_one_table(tmp_path, capsys):

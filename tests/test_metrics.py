@@ -290,7 +290,7 @@ def test_no_reference_is_guessed(text):
 
 @pytest.mark.parametrize("text, expected", [
     ("4", "4"), (" 4\n", "4"), ("4.", "4"), ("4!", "4"), ("**4**", "4"), ("\"4\"", "4"), ("(4)", "4"), ("４", "4"),
-    ("The review is positive, with a score of 5.", "5"), ("a score of 4 of 5", "4"), ("four of five stars", "4"),
+    ("The review is positive, with a score of 5.", "5"), ("a score of 4 of 5", "4"), ("four of five stars", "4"), ("Rating: 4-stars", "4"), ("The score is 4-star.", "4"),
     ("４／５", "4"), ("4/5", "4"), ("4 / 5", "4"), ("5/5", "5"), ("1/5", "1"), ("4 out of 5", "4"),
     ("four out of five", "4"), ("4 of 5 stars", "4"), ("4 stars", "4"), ("1 star", "1"), ("four stars", "4"),
     ("Five stars!", "5"), ("Two", "2"), ("One out of five", "1"), ("4 (four)", "4"), ("4.5", "4.5"), ("4.5/5", "4.5"),

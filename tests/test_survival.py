@@ -221,7 +221,7 @@ def test_ctrl_c_takes_no_more_work_saves_what_is_in_flight_and_says_how_to_go_on
     until(lambda: len(arrived) == 4)
     process.send_signal(signal.SIGINT)
     process.stderr.readline()
-    assert "what is in flight is finished and saved" in process.stderr.readline()
+    assert "requests in flight are finished" in process.stderr.readline()
     gate.set()
     status, _, err = end(process)
     assert status == 130 and "the same command goes on from there" in err and "Traceback" not in err
