@@ -60,8 +60,9 @@ FILLER = set("the a an is was be should expected correct right answer response f
 OPENER = (r"(?:(?:certainly|sure|of course|absolutely)[!,.:].*|(?:here|below|based on|the following|following|this is)\b[^.\n]*"
           r"\b(?:prompt|persona|version)\b[^.\n]*:|"
           r"(?:(?:new|updated|revised|refined|improved) )?(?:persona |system )*prompt)")
-CLOSER = (r"(?:(?:this|the|these) (?:(?:new|updated|revised|refined|improved|above|system|persona)\s+)*(?:changes?|prompt|version)\b|"
-          r"(?:please )?(?:feel free to (?:adjust|change|modify|edit|ask|let me)|let me know (?:if|how|whether|what you))\b|i hope this|"
+CLOSER = (r"(?:(?:this|the|these) (?:(?:new|updated|revised|refined|improved|above|system|persona)\s+)*"
+          r"(?:changes?|prompt|version)\b|(?:please )?(?:feel free to (?:adjust|change|modify|edit|ask|let me)|"
+          r"let me know (?:if|how|whether|what you))\b|i hope this|"
           r"key changes(?: made)?:|if you (?:have any (?:questions|feedback|changes|suggestions)|"
           r"need any (?:changes|adjustments|modifications|further|more)|would like (?:me|any|further|changes))\b)")
 RULE = r"[ \t]*(?:[-*_=]{3,}|`{3}\w*)[ \t]*"
@@ -213,6 +214,7 @@ def story(record):
         for s in step["samples"]:
             parts.append(f"--- iteration {n}, simulated\n{s['query']}\n{tell(s['answer'])}\nthe user's: {s['expected']!r}\n"
                          f"--- feedback{', degenerate: dropped' if s['degenerate'] else ''}\n{s['feedback'] or '(empty)'}")
-        parts.append(f"--- persona after iteration {n}, the changes marked\n{marked(step['before'], step['after'])}" if step["accepted"] else
+        parts.append(f"--- persona after iteration {n}, the changes marked\n{marked(step['before'], step['after'])}"
+                     if step["accepted"] else
                      f"--- persona unchanged: {step['reason']}; the update reply was\n{step['reply'] or '(no call)'}")
     return "\n\n".join(parts)

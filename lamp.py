@@ -69,7 +69,8 @@ TASKS = {t.name: t for t in (
          "These are papers that one researcher has written, with a paper each of them cites where that is known. Write a "
          "profile of the researcher: research interests, topics and methods, and what kind of work they tend to cite.", "ab"),
     Task("lamp2m", "LaMP-2M: Personalized Movie Tagging", "LaMP_2/new", metrics.MOVIE_TAGS,
-         r"\] description: (?P<key>.*)", ("description",), "description", "tag", 'the tag for the movie: "{description}" is "{tag}" ',
+         r"\] description: (?P<key>.*)", ("description",), "description", "tag",
+         'the tag for the movie: "{description}" is "{tag}" ',
          "These are movies that one user has tagged. Write a profile of the user: the tag they give most often, the films "
          "they watch, and how they choose between tags that would both fit."),
     Task("lamp2n", "LaMP-2N: Personalized News Categorization", "LaMP_2", metrics.NEWS_CATEGORIES,
@@ -176,7 +177,8 @@ def day(text):
 
 
 def entries(task, parts, faults, only=None):
-    """(user, Query, profile, order in time, place in the files) of each usable query; `faults` gets (place, record, what) of the others.
+    """(user, Query, profile, order in time, place in the files) of each usable query; `faults` gets (path, record, what) of
+    the others.
 
     A part with gold None has OPPU's records: {user_id, profile, query: [{id, input, gold}]}. only: per part, as in `records`."""
     for part, (path, gold) in enumerate(parts):
@@ -377,7 +379,8 @@ def examples(task, user, pool, seed, k):
     pool: (user id, Episode) of all that is labelled."""
     own = {task.key(q.input) for q in user.queries}
     drawn = {q.id: random.Random(f"{seed} {q.id}").sample(pool, min(len(pool), 50 * k)) for q in user.queries}
-    return {i: [f"{e.query}\n{e.response}" for owner, e in drawn[i] if owner != user.id and task.key(e.query) not in own][:k] for i in drawn}
+    return {i: [f"{e.query}\n{e.response}" for owner, e in found if owner != user.id and task.key(e.query) not in own][:k]
+            for i, found in drawn.items()}
 
 
 # one user's work as plain data. link: see `connect`; opts: settings by name; examples: of `icl`; done: {method: ids answered
@@ -539,8 +542,9 @@ def run(base, users, shown, folders, origin, pool, llm):
     started = {"seconds": round(time.time() - start, 1), "embedding": asdict(llm.embed_usage),
                "options the model refused": [name for name, sent in llm.options.items() if not sent]}
     started |= {"cache": {"found": llm.cache.found, "asked": llm.cache.asked}} if base.link.cache else {}
-    results = {m: {**results_of(task, users, folder), "this_start": started, "method": m, **origin} for m, folder in folders.items()}
+    results = {}
     for m, folder in folders.items():
+        results[m] = {**results_of(task, users, folder), "this_start": started, "method": m, **origin}
         folder.write("results.json", results[m])
     if ledger.stopping:
         raise KeyboardInterrupt
@@ -604,8 +608,8 @@ FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a
              ("--limit", None, positive, "queries in all"),
              ("--seed", 0, int, "of what is drawn: LaMP-1's negatives, icl's examples")],
     "model": [("--provider", None, str, "openai (any server that speaks its API) or bedrock; default: what the environment has"),
-              ("--model", None, str, "chat model; without --model, --base-url and --provider a stand-in answers, no language model"),
-              ("--embed-model", None, str, "embedding model (OpenAI: text-embedding-3-small, Bedrock: amazon.titan-embed-text-v2:0)"),
+              ("--model", None, str, "chat model; without it, --base-url and --provider a stand-in answers, no language model"),
+              ("--embed-model", None, str, "embedding model (default on OpenAI: text-embedding-3-small, on Bedrock: Titan V2)"),
               ("--temperature", 0.1, float, "sampling temperature"),
               ("--wiki-base-url", None, str, "host root of another Wikipedia")],
     "method": [("--top-k", 4, positive, "K memories per retrieval of the agent, sharing 2,000 characters"),
@@ -644,7 +648,8 @@ def arguments(argv):
                                metavar="DIR" if flag == "--report" else flag.rsplit("-", 1)[1].upper())
     args = parser.parse_args(argv)
     args.method = list(dict.fromkeys(m for part in args.method.split(",") for m in GROUPS.get(part, [part])))
-    args.stand_in, args.embeds = not (args.model or args.base_url or args.provider), any(METHODS[m].embeds for m in args.method if m in METHODS)
+    args.stand_in = not (args.model or args.base_url or args.provider)
+    args.embeds = any(METHODS[m].embeds for m in args.method if m in METHODS)
     for flag, value, known in [("--task", args.task, TASKS), *(("--method", m, METHODS) for m in args.method),
                                ("--provider", args.provider or "openai", ("openai", "bedrock"))]:
         if value not in known and args.show is None and not args.report:
@@ -671,8 +676,9 @@ def connect(link, pid):
     kind, llm, wiki = dial(link)
     if link.cache:
         cache, look_up = Cache(link.cache, link.offline), wiki.run
-        source = link.wiki_base_url or ("stand-in" if link.stand_in else wiki.base)
-        llm, wiki.run = Cached(llm, cache, kind), lambda topic: cache.answers(f"Wiki/{source}", [topic], lambda _: [look_up(topic)])[0]
+        source = "Wiki/" + (link.wiki_base_url or ("stand-in" if link.stand_in else wiki.base))
+        llm = Cached(llm, cache, kind)
+        wiki.run = lambda topic: cache.answers(source, [topic], lambda _: [look_up(topic)])[0]
     return llm, wiki
 
 
@@ -685,7 +691,8 @@ def dial(link):
         except ImportError:
             misused("the stand-in is only part of a source checkout: name a model with --model")
         root = f"http://127.0.0.1:{standin.start().server_port}"
-        return ("openai", OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", *rest), Wiki(link.wiki_base_url or root, "loopback"))
+        llm = OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", *rest)
+        return "openai", llm, Wiki(link.wiki_base_url or root, "loopback")
     base = link.base_url or os.environ.get("OPENAI_BASE_URL")
     openai, aws = base or os.environ.get("OPENAI_API_KEY"), {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & set(os.environ)
     if link.provider == "bedrock" or not link.provider and aws and not openai:

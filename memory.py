@@ -148,7 +148,8 @@ def _ask(llm, prompt, texts, words, **values):
 
 
 # ours, after MemoryBank's own prompts (Zhong et al., 2024): read by the summarizing model; {history}: lines, oldest first
-BANK_SUMMARY = "Summarize these interactions with one user as concisely as possible: the themes and the user's answers.\n\n{history}"
+BANK_SUMMARY = ("Summarize these interactions with one user as concisely as possible: the themes and the user's answers."
+                "\n\n{history}")
 BANK_PORTRAIT = ("Describe the personality and the preferences of the user in these interactions, and how best to respond to them. "
                  "Be concise.\n\n{history}")
 BANK_OVERALL = "Merge these descriptions of one user, oldest first, into one highly concise description.\n\n{history}"

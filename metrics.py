@@ -1,4 +1,4 @@
-"""Answers to labels, LaMP's metrics, intervals and paired tests, and the tables of finished runs.
+"""Answers to labels, LaMP's metrics, intervals and paired tests, the run folders, and the tables of finished runs.
 
 Parsing and scoring are apart: `parse_label` and `parse_rating` turn an answer text into a label or None, leniently but
 never by guessing; the metrics then follow the official scorer (LaMP-Benchmark/LaMP, eval/evaluation.py), which strips
@@ -24,9 +24,8 @@ except ImportError:  # Windows: two runs in one folder are not noticed there
 
 import numpy as np
 
-LOCKS = weakref.WeakSet()  # open lock files of run folders; a forked worker must not keep them when its run dies
-if fcntl:
-    os.register_at_fork(after_in_child=lambda: [file.close() for file in LOCKS])
+
+# ---------------------------------------------------------------------------------------------------- labels
 
 # LaMP's labels, in the order of the official scorer
 CITATIONS = ("[1]", "[2]")
@@ -37,20 +36,32 @@ NEWS_CATEGORIES = ("food & drink", "sports", "education", "parents", "religion",
                    "healthy living")
 RATINGS = ("1", "2", "3", "4", "5")
 
+
+# ---------------------------------------------------------------------------------------------------- answers to labels
+
 # Where an answer stands: at the start of a line, or after words like these. NOUN names it, KIND may stand before it.
 NOUN = r"(?:answer|tags?|genre|category|score|rating|reference|option|paper|label|prediction|stars)"
 KIND = rf"(?:(?:the|a|an|best|likely|most likely|probably|boxed|text|{NOUN})\b[\s#:{{]*)*"
 CUE = (rf"(?:\b{NOUN}\b(?:[^\n.:=]*?(?:\bis\b|\bbe\b|\bas\b|[:=]|\bof\b)|(?=\s*['\"\[]))|\b(?:give|rate|choose|pick|tag)\b"
        r"(?: (?:it|this)(?: \w+)?)?(?: as)?|\b(?:would cite|relate[sd] to|described as|think it'?s)\b)")
+# '2. ', '-> ' and the like before an answer that starts its line
 LEAD = r"^(?:\s*(?:[-•>#→~]|\d+[.)])\s+)*\s*[~→]?"
+# 'it is not a comedy' and 'if it were a comedy' give no answer
 DENIED = re.compile(r"\b(?:no|not|never|cannot|neither|unlikely|wrong|incorrect|unrelated|if)\b|n't\b")
+# 'the user's usual rating is 5' is no answer either
 HABIT = re.compile(r"\b(?:usual|average|typical|favou?rite|(?:most )?(?:frequent|common))(?:ly)? (?:\w+ )?$")
-EXPLAINED = re.compile(r"\b(?:because|since|although|rather|instead|(?<!well )as (?!well))|[,(]\s*not\b|[.!](?=\s|$)|\bmore \w+ than\b")
-ENDED = re.compile(rf"[\s\"')\]}}>]*(?:-?stars?\b|points?\b|{NOUN}\b)?(?: (?:among|from|out of) (?:the|these)(?: \w+){{1,3}}?)?[\s\"')\]}}>]*"
+# from here on an answer is explained: 'comedy, because it is no romance', 'comedy, not romance'
+EXPLAINED = re.compile(r"\b(?:because|since|although|rather|instead|(?<!well )as (?!well))|[,(]\s*not\b|[.!](?=\s|$)|"
+                       r"\bmore \w+ than\b")
+# what ends an answer: '4 stars.', '"comedy" tag among the given options', 'comedy (it is funny)'
+ENDED = re.compile(rf"[\s\"')\]}}>]*(?:-?stars?\b|points?\b|{NOUN}\b)?"
+                   r"(?: (?:among|from|out of) (?:the|these)(?: \w+){1,3}?)?[\s\"')\]}>]*"
                    r"(?:$|[.!;](?=\s|$)|[,:(]|- |(?:because|since|as|is|review)\b)")
 WORDS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
-SCALE = (r"\s*(?:/|\bout of\b|(?:(?<=\d )|(?<=stars ))of\b)\s*(?:5|five)(?:\.0+)?\b(?!\.\d)(?: stars?)?|\b(?:on )?(?:a )?scale (?:of|from) 1\s*(?:to|-)\s*5\b,?|"
-         r"\b1\s*(?:to|-)\s*5\b")
+# '/5', ' out of five stars', ' on a scale of 1 to 5'
+SCALE = (r"\s*(?:/|\bout of\b|(?:(?<=\d )|(?<=stars ))of\b)\s*(?:5|five)(?:\.0+)?\b(?!\.\d)(?: stars?)?|"
+         r"\b(?:on )?(?:a )?scale (?:of|from) 1\s*(?:to|-)\s*5\b,?|\b1\s*(?:to|-)\s*5\b")
+# characters as others that mean the same
 PLAIN = str.maketrans({**dict.fromkeys("\u2010\u2011\u2012\u2013\u2014", "-"), **dict.fromkeys("“”", '"'), "_": " ",
                        **dict.fromkeys("‘’", "'"), **dict.fromkeys("*`\u200b\ufeff\\$", None)})
 
@@ -67,8 +78,8 @@ def _given(text, one, read, mention):
 
     one: pattern of an answer. read: its text -> answer, None where it is none. mention: pattern of an answer in prose."""
     cued, leading = set(), set()  # answers after words like 'the answer is'; at the start of a line
-    for m in re.finditer(rf"(?:{LEAD}|(?P<cue>{CUE})\s*){KIND}(?P<open>['\"\[({{<\s]*)(?P<one>{one})(?!\w|\.?\d|-(?!stars?\b)\w*[a-z])",
-                         text, re.M):
+    for m in re.finditer(rf"(?:{LEAD}|(?P<cue>{CUE})\s*){KIND}(?P<open>['\"\[({{<\s]*)(?P<one>{one})"
+                         r"(?!\w|\.?\d|-(?!stars?\b)\w*[a-z])", text, re.M):
         line, rest = text[text.rfind("\n", 0, m.start("one")) + 1:m.start("one")], text[m.end():].split("\n")[0]
         denied = (DENIED.search(re.split(r"[.!?;]\s|\bbut\b", line)[-1])
                   or re.match(r"(?!\W*[,(] ?not\b)\W*(?:is )?(?:not|unrelated|unlikely|wrong)\b", rest))
@@ -119,6 +130,13 @@ def parse_rating(text):
         return read(whole[1])
     return _given(text, r"\d+(?:\.\d+)?", read, r"\d+(?:\.\d+)?")
 
+
+def parse(text, labels):
+    """`parse_rating` where the labels are ratings, else `parse_label`."""
+    return parse_rating(text) if tuple(labels) == RATINGS else parse_label(text, labels)
+
+
+# ---------------------------------------------------------------------------------------------------- metrics
 
 def _index(gold, pred, labels):
     """Positions in `labels` of gold and of predicted texts, two arrays (n,); -1 where a text is no label (the official
@@ -174,17 +192,21 @@ def rmse(gold, pred):
     return float(np.sqrt(np.mean(errors ** 2))) if len(errors) else math.nan
 
 
-def parse(text, labels):
-    """`parse_rating` where the labels are ratings, else `parse_label`."""
-    return parse_rating(text) if tuple(labels) == RATINGS else parse_label(text, labels)
-
-
 def score(gold, pred, labels):
     """{metric name: value} as the official scorer computes it; a prediction None is an answer that it cannot read."""
     if tuple(labels) == RATINGS:
         return {"MAE": mae(gold, pred), "RMSE": rmse(gold, pred)}
     return {"accuracy": accuracy(gold, pred, labels), "macro-F1": macro_f1(gold, pred, labels)}
 
+
+def floors(gold, labels):
+    """{metric: the best that one constant answer reaches}: what a method must beat."""
+    scores = [score(gold, [label] * len(gold), labels) for label in labels]
+    best = min if tuple(labels) == RATINGS else max
+    return {name: best(s[name] for s in scores) for name in scores[0]}
+
+
+# ---------------------------------------------------------------------------------------------------- intervals and paired tests
 
 def _counts(gold, pred, labels):
     """Per query the counts (n, k) whose sums over queries give every metric: ratings [1, |error|, error^2]; labels [1, then
@@ -245,13 +267,6 @@ def paired(users, gold, first, second, labels):
             "difference": {name: [float(v), *spread[name]] for name, v in point.items()}}
 
 
-def floors(gold, labels):
-    """{metric: the best that one constant answer reaches}: what a method must beat."""
-    scores = [score(gold, [label] * len(gold), labels) for label in labels]
-    best = min if tuple(labels) == RATINGS else max
-    return {name: best(s[name] for s in scores) for name in scores[0]}
-
-
 def jaccard(texts):
     """Similarity of every pair of texts as word sets, |A & B| / |A | B|, an (n, n) matrix; two texts without a word: 1.
 
@@ -262,21 +277,11 @@ def jaccard(texts):
     return np.array([[len(a & b) / len(a | b) if a | b else 1.0 for b in words] for a in words]).reshape(len(texts), len(texts))
 
 
-def tally(rows, labels):
-    """What a list of answers comes to: metrics, LaMP's strict metrics on the raw texts, and counts.
+# ---------------------------------------------------------------------------------------------------- run folders
 
-    rows: dicts with user_id, gold, prediction (None: not parsed), text, status, steps ({"action", "input"}) and seconds."""
-    gold, pred, texts = ([row[key] for row in rows] for key in ("gold", "prediction", "text"))
-    used = [{(s["action"], s["input"].lower()) for s in row["steps"] if s["action"]} for row in rows]  # each ran once
-    n = max(len(rows), 1)
-    return {
-        "metrics": {"n": len(rows), "right": sum(g == p for g, p in zip(gold, pred)), **score(gold, pred, labels)},
-        "intervals": intervals([row["user_id"] for row in rows], gold, pred, labels), "floors": floors(gold, labels),
-        "strict": score(gold, texts, labels), "unparsed": pred.count(None),
-        "status": {s: sum(row["status"] == s for row in rows) for s in ("answered", "forced", "refused", "overflow")},
-        "tool_calls_per_answer": {tool: round(sum(name == tool for u in used for name, _ in u) / n, 3) for tool in ("Wiki", "RAG")},
-        "answers_with_two_tools": sum({"Wiki", "RAG"} <= {name for name, _ in u} for u in used),
-        "seconds_per_query": round(sum(row["seconds"] for row in rows) / n, 3)}
+LOCKS = weakref.WeakSet()  # open lock files of run folders; a forked worker must not keep them when its run dies
+if fcntl:
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in LOCKS])
 
 
 class Problem(Exception):
@@ -352,30 +357,6 @@ class Folder:
                           "the same command goes on from there.") from None
 
 
-def total(usages):
-    """The sum of usages (dicts of calls, input, cached, output, seconds)."""
-    usages = list(usages)
-    return {key: sum(u[key] for u in usages) for key in ("calls", "input", "cached", "output", "seconds")}
-
-
-def measure(folder, labels, ids=None):
-    """What a run folder (a Path) came to, from its lines alone: `tally` of its rows ({id: line of predictions.jsonl},
-    those of `ids` in this order), errors, users aligned, costs per stage, and the answers simulated in alignment."""
-    rows = {row["id"]: row for row in read_lines(folder / "predictions.jsonl")}
-    rows = {i: rows[i] for i in (rows if ids is None else ids) if i in rows}
-    lines = list({line["user_id"]: line for line in read_lines(folder / "personas.jsonl")}.values())
-    stages = {stage: total(line["usage"][stage] for line in lines) for stage in ("profile", "alignment")}
-    stages["answers"], n = total(row["usage"] for row in rows.values()), max(len(rows), 1)
-    return {
-        "rows": rows, **tally(list(rows.values()), labels),
-        "errors": len({row["id"] for row in read_lines(folder / "errors.jsonl")} - set(rows)),
-        "users": {"aligned": sum(bool(line["iterations"]) for line in lines),
-                  "updated": sum(any(step["accepted"] for step in line["iterations"]) for line in lines)},
-        "usage": stages, "calls_per_query": round(sum(u["calls"] for u in stages.values()) / n, 1),
-        "tokens_per_query": round(sum(u["input"] + u["output"] for u in stages.values()) / n),
-        "simulated": [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]}
-
-
 class Ledger:
     """The run folders of one start: what they hold already, and every new line, from any thread, with the progress on a terminal.
 
@@ -384,10 +365,12 @@ class Ledger:
 
     def __init__(self, folders, labels, wanted):
         self.folders, self.labels, self.wanted, self.stopping = folders, labels, set(wanted), False
-        self.rows, self.lines, self.failed, self._lock, self._start = {}, {}, {m: set() for m in folders}, threading.Lock(), time.time()
+        self.rows, self.lines, self.failed = {}, {}, {m: set() for m in folders}
+        self._lock, self._start = threading.Lock(), time.time()
         for m, folder in folders.items():
             (folder.path / "errors.jsonl").unlink(missing_ok=True)  # what failed is tried again
-            self.rows[m] = {r["id"]: self._brief(r) for r in read_lines(folder.path / "predictions.jsonl") if r["id"] in self.wanted}
+            found = read_lines(folder.path / "predictions.jsonl")
+            self.rows[m] = {r["id"]: self._brief(r) for r in found if r["id"] in self.wanted}
             self.lines[m] = {r["user_id"]: r for r in read_lines(folder.path / "personas.jsonl")}
         self._before = sum(map(len, self.rows.values()))
 
@@ -423,6 +406,49 @@ class Ledger:
                 + f"  {used['calls']} calls  {(used['input'] + used['output']) / 1000:.0f}k tokens")
 
 
+# ---------------------------------------------------------------------------------------------------- tables of runs
+
+def total(usages):
+    """The sum of usages (dicts of calls, input, cached, output, seconds)."""
+    usages = list(usages)
+    return {key: sum(u[key] for u in usages) for key in ("calls", "input", "cached", "output", "seconds")}
+
+
+def tally(rows, labels):
+    """What a list of answers comes to: metrics, LaMP's strict metrics on the raw texts, and counts.
+
+    rows: dicts with user_id, gold, prediction (None: not parsed), text, status, steps ({"action", "input"}) and seconds."""
+    gold, pred, texts = ([row[key] for row in rows] for key in ("gold", "prediction", "text"))
+    used = [{(s["action"], s["input"].lower()) for s in row["steps"] if s["action"]} for row in rows]  # each ran once
+    n = max(len(rows), 1)
+    return {
+        "metrics": {"n": len(rows), "right": sum(g == p for g, p in zip(gold, pred)), **score(gold, pred, labels)},
+        "intervals": intervals([row["user_id"] for row in rows], gold, pred, labels), "floors": floors(gold, labels),
+        "strict": score(gold, texts, labels), "unparsed": pred.count(None),
+        "status": {s: sum(row["status"] == s for row in rows) for s in ("answered", "forced", "refused", "overflow")},
+        "tool_calls_per_answer": {tool: round(sum(name == tool for u in used for name, _ in u) / n, 3) for tool in ("Wiki", "RAG")},
+        "answers_with_two_tools": sum({"Wiki", "RAG"} <= {name for name, _ in u} for u in used),
+        "seconds_per_query": round(sum(row["seconds"] for row in rows) / n, 3)}
+
+
+def measure(folder, labels, ids=None):
+    """What a run folder (a Path) came to, from its lines alone: `tally` of its rows ({id: line of predictions.jsonl},
+    those of `ids` in this order), errors, users aligned, costs per stage, and the answers simulated in alignment."""
+    rows = {row["id"]: row for row in read_lines(folder / "predictions.jsonl")}
+    rows = {i: rows[i] for i in (rows if ids is None else ids) if i in rows}
+    lines = list({line["user_id"]: line for line in read_lines(folder / "personas.jsonl")}.values())
+    stages = {stage: total(line["usage"][stage] for line in lines) for stage in ("profile", "alignment")}
+    stages["answers"], n = total(row["usage"] for row in rows.values()), max(len(rows), 1)
+    return {
+        "rows": rows, **tally(list(rows.values()), labels),
+        "errors": len({row["id"] for row in read_lines(folder / "errors.jsonl")} - set(rows)),
+        "users": {"aligned": sum(bool(line["iterations"]) for line in lines),
+                  "updated": sum(any(step["accepted"] for step in line["iterations"]) for line in lines)},
+        "usage": stages, "calls_per_query": round(sum(u["calls"] for u in stages.values()) / n, 1),
+        "tokens_per_query": round(sum(u["input"] + u["output"] for u in stages.values()) / n),
+        "simulated": [sample["answer"] for line in lines for step in line["iterations"] for sample in step["samples"]]}
+
+
 def table(results):
     """{method: results.json} as an aligned text table."""
     names = [name for name in next(iter(results.values()))["metrics"] if name not in ("n", "right")]
@@ -456,10 +482,11 @@ def markdown(runs, task, title, labels):
 
     runs: results.json each, joined with `measure` and with changed (the settings in which the runs differ)."""
     first = runs[0]
-    names = list(first["floors"])
-    real = first["settings"]["data"] and not first["stand_in"]
-    yield from (f"### {title}", "", f"Data: {first['settings']['data'] or 'the bundled sample'}"
-                + (", NO LANGUAGE MODEL (stand-in)" if first["stand_in"] else "" if "model" in first["changed"] else f", model {first['settings']['model']}")
+    names, settings = list(first["floors"]), first["settings"]
+    real = settings["data"] and not first["stand_in"]
+    model = "" if "model" in first["changed"] else f", model {settings['model']}"
+    yield from (f"### {title}", "", f"Data: {settings['data'] or 'the bundled sample'}"
+                + (", NO LANGUAGE MODEL (stand-in)" if first["stand_in"] else model)
                 + ". Best constant answer: " + ", ".join(f"{k} {v:.3f}" for k, v in first["floors"].items()) + "."
                 + ("" if first["intervals"] else " No intervals: a bootstrap over users tells nothing below 10 users."), "")
     head = ["method", "n", *(x for name in names for x in ([name, "paper"] if real else [name])),
@@ -469,13 +496,15 @@ def markdown(runs, task, title, labels):
         cells = [run["method"] + run["changed"] + ("" if run["complete"] else " (unfinished)"), run["metrics"]["n"]]
         for i, name in enumerate(names):
             spread = " [{:.3f}, {:.3f}]".format(*run["intervals"][name]) if run["intervals"] else ""
-            cells += [f"{run['metrics'][name]:.3f}{spread}"] + ([PAPER.get(run["method"], {}).get(task, ("", ""))[i]] if real else [])
+            theirs = PAPER.get(run["method"], {}).get(task, ("", ""))  # none for a method or a task of one's own
+            cells += [f"{run['metrics'][name]:.3f}{spread}"] + ([theirs[i]] if real else [])
         for name in ("rag-4", "no-alignment"):
             other = next((r for r in runs if r["method"] == name and r["changed"] == run["changed"] and r is not run), None)
             cells.append(_versus(run["rows"], other["rows"], labels, names[0]) if other else "")
         cells += [run["unparsed"], run["status"]["forced"], run["errors"]]
         yield "| " + " | ".join(map(str, cells)) + " |"
-    yield from ("", "| per query: calls, tokens in (of them cached) + out, seconds | profile | alignment | answering |", "|---|---|---|---|")
+    yield from ("", "| per query: calls, tokens in (of them cached) + out, seconds | profile | alignment | answering |",
+                "|---|---|---|---|")
     for run in runs:
         costs, n = run["usage"].values(), max(run["metrics"]["n"], 1)
         yield f"| {run['method']}{run['changed']} | " + " | ".join(

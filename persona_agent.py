@@ -45,7 +45,8 @@ class Reply:
     usage: Usage = field(default_factory=lambda: Usage(calls=1))
 
 
-HINTS = {401: "Check the key (OPENAI_API_KEY, or for Bedrock AWS_*).", 403: "Check the key, and that it may use the model '{model}'.",
+HINTS = {401: "Check the key (OPENAI_API_KEY, or for Bedrock AWS_*).",
+         403: "Check the key, and that it may use the model '{model}'.",
          404: "Does the server have the model '{model}' (Ollama: ollama pull {model}), and is the base URL right (.../v1)?",
          None: "Is the server running, and is the base URL right?",
          "profile": "Use an inference profile's id or ARN, such as us.{model}."}
@@ -168,7 +169,10 @@ class OpenAICompatible(Client):
 
     def models(self):
         """Names of the models that the server lists."""
-        return self._call("GET", self.base_url + "/models", None, lambda answer: [m["id"] for m in answer["data"] if "id" in m], tries=2)
+        def read(answer):
+            return [m["id"] for m in answer["data"] if "id" in m]
+
+        return self._call("GET", self.base_url + "/models", None, read, tries=2)
 
     def _chat(self, messages, options, tries):
         body = {"model": self.model, "messages": messages, **options}
@@ -317,7 +321,8 @@ MARKS = r"[ \t>#*_`\-]*"
 LABEL = re.compile(rf"^(?![ \t]*action[ \t]*$|{MARKS}action{MARKS}\s*\Z){MARKS}(thought|action input|action|final answer|answer)"
                    rf"[ \t]*\d*{MARKS}(?::{MARKS}|$)", re.I | re.M)
 MADE_UP = re.compile(rf"^{MARKS}observations?\b", re.I | re.M)
-INPUT_INSIDE = re.compile(r"([\w ]+?)\s*(?:\[(.+?)\]?|\((.+?)\)?|:?\s*(\{.+\})|:\s*(.+))$", re.S)  # of RAG(x), RAG[x], RAG: x, RAG {..}
+# 'RAG(x)', 'RAG[x]', 'RAG: x', 'RAG {..}'
+INPUT_INSIDE = re.compile(r"([\w ]+?)\s*(?:\[(.+?)\]?|\((.+?)\)?|:?\s*(\{.+\})|:\s*(.+))$", re.S)
 INLINE = re.compile(r"(?<=\S)[ \t]+(?=(?:Action|Action Input|Final Answer)[ \t]*\d*:)")
 
 
@@ -325,7 +330,8 @@ def parse_reply(text):
     """Read one ReAct reply: (thought, action, input, answer).
 
     action is the tool's name as written, input its text; each None where it is missing, as is the answer. Of several actions
-    the first counts, of several answers the last; an action beats an answer that follows it. Everything from a made-up Observation on is dropped.
+    the first counts, of several answers the last; an action beats an answer that follows it. Everything from
+    a made-up Observation on is dropped.
     """
     text = visible(text).replace("\r\n", "\n").replace("：", ":")
     text = re.sub(r"^[ \t]*```\w*[ \t]*$", "", text, flags=re.M)  # code fences round the whole or parts of it
@@ -395,7 +401,8 @@ BAD_REPLY = """\
 That reply has neither an action nor an answer in the right form{why}. Write a line that begins with 'Action:' and names a \
 tool ({names}), and below it a line that begins with 'Action Input:'. Or, once you know enough, a line that begins with \
 'Final Answer:'."""  # ours: the observation after a reply that does not parse; no lines in it that a model could copy
-NO_ANSWER = "That reply has no answer in the right form{why}. Write one line that begins with 'Final Answer:'."  # ours, without tools
+# ours, where there is no tool
+NO_ANSWER = "That reply has no answer in the right form{why}. Write one line that begins with 'Final Answer:'."
 UNKNOWN_TOOL = "There is no tool '{name}'. The tools are: {names}."  # ours
 REPEATED = "You have already done exactly this, and its result stands above. Do not repeat it: {instead}."  # ours
 FORCED = "No more actions are possible. Reply now with one line: 'Final Answer:' and only the answer."  # ours

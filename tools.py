@@ -41,8 +41,8 @@ class ContextOverflow(ServiceError):
 
 # servers' wordings, from their sources and issue threads
 OVERFLOW = re.compile(r"context_length_exceeded|exceed_context_size|(maximum|available|exceeds? the|model'?s?) context|"
-                      r"input tokens exceed|(prompt|input)( \(\d+ tokens\))? is too (long|large)|too many (input )?tokens(?!.*(wait|per day))|"
-                      r"expected maxLength", re.I)
+                      r"input tokens exceed|(prompt|input)( \(\d+ tokens\))? is too (long|large)|"
+                      r"too many (input )?tokens(?!.*(wait|per day))|expected maxLength", re.I)
 SPENT = re.compile(r"insufficient_quota|credit_balance|spend_limit|usage_limit|billing_hard_limit|tokens per day|"
                    r"(requests|tokens)_per_day", re.I)
 
