@@ -519,8 +519,9 @@ def _versus(rows, others, labels, name):
     found = paired([rows[i]["user_id"] for i in ids], [rows[i]["gold"] for i in ids], [rows[i]["prediction"] for i in ids],
                    [others[i]["prediction"] for i in ids], labels)
     value, *spread = found["difference"][name]
+    p = "" if found["p"] is None else ", p < 0.001" if found["p"] < 0.001 else f", p {found['p']:.3f}"
     return (f"{value:+.3f}" + (" [{:+.3f}, {:+.3f}]".format(*spread) if spread else "")
-            + f", {found['wins']} won, {found['losses']} lost" + (f", p {found['p']:.3f}" if found["p"] is not None else ""))
+            + f", {found['wins']} won, {found['losses']} lost{p}")
 
 
 def runs_below(roots, tasks):

@@ -77,8 +77,9 @@ def described(runs, count=None):
 
 
 def with_bars(title, runs):
-    """The lines of a title, with what the error bars are where there are any."""
-    return title + ["error bars: 95% intervals by bootstrap over users"] * any(r["intervals"] for r in runs)
+    """The lines of a title, with what the error bars are, or why there are none."""
+    some = any(r["intervals"] for r in runs)
+    return title + ["error bars: 95% intervals by bootstrap over users" if some else "no intervals: fewer than 10 users"]
 
 
 def finish(ax, name, points):
@@ -118,8 +119,8 @@ def personas(run):
         ax.scatter(*flat[i], size, marker=mark, facecolor=fill, edgecolor="black", linewidth=1.6, label=f"{name}: user {users[i]}")
     ax.set(xlabel="t-SNE dimension 1", ylabel="t-SNE dimension 2", xticks=[], yticks=[])
     figure.legend(loc="outside lower center", ncols=3)
-    return figure, ["Final personas, t-SNE of their embeddings", f"{described([run], f'{n} users')}, embeddings: "
-                    f"{run['settings']['embed_model']}", "A, B: the closest pair; C: the farthest from both (by cosine)"], [run]
+    return figure, ["Final personas, t-SNE of their embeddings", described([run], f"{n} users"),
+                    f"embeddings: {run['settings']['embed_model']}", "A, B: the closest pair; C: the farthest from both (by cosine)"], [run]
 
 
 def curves(ax, lines, dial, name):
@@ -185,9 +186,9 @@ def similarity(run):
     if n <= 30:
         ax.set(xlabel="user", ylabel="user", yticks=range(n), yticklabels=users)
         ax.set_xticks(range(n), users, rotation=90)
-    said = [f"mean {m[pairs].mean():.2f}, {np.mean(m[pairs] <= 0.4):.0%} at most 0.4" for m in (final, initial)]
+    said = [f"mean {m[pairs].mean():.2f}, {np.mean(m[pairs] <= 0.4):.0%} up to 0.4" for m in (final, initial)]
     return figure, ["Jaccard similarity of the final personas", described([run], f"{n} users"),
-                    f"{len(pairs[0])} pairs: {said[0]} (before alignment: {said[1]})"], [run]
+                    f"{len(pairs[0])} pairs: {said[0]} (before alignment {said[1]})"], [run]
 
 
 FIGURES = {  # name -> (choice of runs: {task: what to draw}, drawing: (figure, lines of its title, runs), why there is nothing)

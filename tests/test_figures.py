@@ -254,7 +254,7 @@ def test_a_map_that_cannot_be_drawn(tmp_path, draw, vectors, said):
 def test_matrix_says_its_mean(tmp_path, draw):
     made(tmp_path, users=3)
     figure, title, _ = figures.similarity(figures.runs_below([str(tmp_path)])[0])
-    assert title[2] == "3 pairs: mean 0.43, 33% at most 0.4 (before alignment: mean 1.00, 0% at most 0.4)"
+    assert title[2] == "3 pairs: mean 0.43, 33% up to 0.4 (before alignment mean 1.00, 0% up to 0.4)"
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["u0", "u1", "u2"]
 
 

@@ -28,6 +28,21 @@ def test_commands_parse():
         lamp.arguments(words)
 
 
+def test_story_of_the_real_run_is_the_recorded_one(tmp_path, monkeypatch, capsys):
+    command = re.search(r"python lamp\.py (--task lamp2m .*--offline)", README)[1]
+    monkeypatch.chdir(lamp.HERE)
+    assert lamp.cli([*command.replace("--method all", "--method no-alignment").split(), "--output", str(tmp_path)]) == 0
+    query, = re.findall(r"python lamp\.py --show (\d+)\n", README)
+    capsys.readouterr()
+    lamp.cli(["--show", query, "--output", str(tmp_path)])
+    told = " ".join(capsys.readouterr().out.split())
+    story = re.search(r"```\n(persona   .*?)```", README, re.S)[1]
+    story = re.sub(r"^\w+ +", "[..]", story, flags=re.M).replace("; the user's", "[..] the user's")  # the words in the margin are ours
+    story = re.sub(r"(Wiki|RAG): ", r"\1 Action Input: ", " ".join(story.split()))
+    parts = [part.strip() for part in story.split("[..]")]
+    assert len(parts) > 20 and [part for part in parts if part not in told] == []
+
+
 def test_files_and_tasks_are_all_named():
     for file in ("metrics.py", "memory.py", "tools.py", "persona_agent.py", "align.py", "lamp.py"):
         assert f"| `{file}` |" in README and (lamp.HERE / file).exists()
