@@ -50,6 +50,20 @@ def test_files_and_tasks_are_all_named():
         assert f"| `{task.name}` | `{task.folder}` |" in README
 
 
+def test_every_part_of_the_paper_is_where_the_table_says():
+    rows = re.findall(r"^\| ((?:Eq\.|Algorithm|Appendix|Table|Figure) [^|]*) \| (.*) \|$", README, re.M)
+    named = " ".join(part for part, _ in rows)
+    for part in [f"Eq. {n}" for n in range(1, 6)] + ["Algorithm 1", *(f"Appendix {c}" for c in "ABCDEFG"), "Table 2", "Table 3",
+                                                      *(f"Figure {n}" for n in range(2, 6))]:
+        assert part in named
+    for _, places in rows:
+        file = None
+        for place in re.findall(r"`([\w/.:]+)`", places):
+            file, name = place.split(":") if ":" in place else (file, place)
+            code = (lamp.HERE / file).read_text(encoding="utf-8")
+            assert re.search(rf"^\s*(?:def|class) {name.split('.')[-1]}\b|^{name} = ", code, re.M), place
+
+
 def test_persona_comes_back_in_three_lines(tmp_path, monkeypatch, embed):
     monkeypatch.chdir(tmp_path)
     assert lamp.cli(["--task", "lamp2m"]) == 0
