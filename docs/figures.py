@@ -63,9 +63,9 @@ def sweeps(runs):
 
 
 def bases(runs):
-    """{task: {(model, method): run}}, of two models at least, the largest group of each task."""
+    """{task: {(model, method): run}}, a method of two models at least, the largest group of each task."""
     found = groups(runs, lambda run: (run["settings"]["model"], run["method"]), "model", "embed_model", "provider")
-    return {next(iter(g.values()))["task"]: g for g in found if len({model for model, _ in g}) > 1}
+    return {next(iter(g.values()))["task"]: g for g in found if len({method for _, method in g}) < len(g)}
 
 
 def described(runs, count=None):
@@ -148,6 +148,9 @@ def scaling(found):
     axes = figure.subplots(len(names), len(dials), squeeze=False, sharey="row")
     for (row, column), ax in np.ndenumerate(axes):
         curves(ax, lines, dials[column], names[row])
+    if not any(run["intervals"] for of in runs for run in of):
+        for ax in axes.flat:  # all are drawn: the upper ends stay
+            ax.set_ylim(bottom=0)  # without intervals a closer look would only enlarge the noise
     legend = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(legend.values(), legend, loc="outside lower center", handlelength=4)
     return figure, with_bars(["Test-time scaling of PersonaAgent (logarithmic x axes)"], sum(runs, [])), sum(runs, [])
@@ -155,8 +158,10 @@ def scaling(found):
 
 def models(group):
     """Figure 4: base models side by side, a bar for each method."""
-    runs, names, used = list(group.values()), sorted({model for model, _ in group}), {method for _, method in group}
-    methods, kinds = [m for m in METHODS if m in used], [m for m in METRICS if m in runs[0]["metrics"]]
+    names, used = sorted({model for model, _ in group}), [method for _, method in group]
+    methods = [m for m in METHODS if used.count(m) > 1]  # one model alone is nothing to compare
+    runs = [run for (_, m), run in group.items() if m in methods]
+    kinds = [m for m in METRICS if m in runs[0]["metrics"]]
     width = 0.8 / len(methods)
     figure = Figure(figsize=(max(6, 0.22 * len(names) * (len(methods) + 1) + 1), 2.4 * len(kinds) + 1.2), layout="constrained")
     for ax, kind in zip(figure.subplots(len(kinds), sharex=True), kinds):
@@ -166,6 +171,8 @@ def models(group):
             ax.bar([x for x, _ in points], [run["metrics"][kind] for _, run in points], width, label=m, edgecolor="black",
                    linewidth=0.7, color=str(1 - 0.4 * i / len(methods)), hatch=HATCHES[i % len(HATCHES)])
             finish(ax, kind, points)
+            for x in (x for x, run in points if not run["metrics"][kind]):  # a bar without height, unlike one that was not run
+                ax.text(x, 0, "0", ha="center", va="bottom")
         ax.axhline(runs[0]["floors"][kind], color="black", linestyle=":", linewidth=1, label="best constant answer")
     ax.set_xticks(range(len(names)), [re.sub(r"(.{6,18}[-./:_])(?=.{8})", "\\1\n", name) for name in names])
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)

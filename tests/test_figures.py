@@ -1,5 +1,6 @@
 """Persona similarity, and docs/figures.py: which runs a figure takes, without Matplotlib; the pictures, with it."""
 import json
+import re
 import os
 import subprocess
 import sys
@@ -217,15 +218,28 @@ def test_panels_of_labels_and_ratings(tmp_path, draw):
     assert draw(tmp_path, tmp_path / "out")[1].endswith("from 12 runs") and "figure3" in drawn(tmp_path / "out")
 
 
+def test_curves_without_intervals_start_at_zero_and_show_every_point(tmp_path, draw):
+    for k, right in ((1, 0.3), (2, 0.9), (4, 0.5)):
+        made(tmp_path, users=3, right=right, top_k=k)
+    figure, title, runs = figures.scaling(figures.sweeps(figures.runs_below([str(tmp_path)]))[""])
+    assert title[1:] == ["no intervals: fewer than 10 users"]
+    for ax in figure.axes:
+        low, high = ax.get_ylim()
+        assert low == 0 and all(y <= high for line in ax.lines for y in line.get_ydata())
+
+
 def test_models_side_by_side(tmp_path, draw):
     for model in ("us.anthropic.claude-3-5-sonnet-20241022-v2:0", "small"):
         for method in lamp.METHODS:
             made(tmp_path / model[:2], method, users=12, model=model)
-    (tmp_path / "sm" / "lamp2m" / "icl-model=small" / "predictions.jsonl").unlink()  # a model lacks one method
+    (tmp_path / "sm" / "lamp2m" / "icl-model=small" / "predictions.jsonl").unlink()  # one model alone: nothing to compare
+    wrong = tmp_path / "sm" / "lamp2m" / "prompt-model=small" / "predictions.jsonl"
+    wrong.write_text(re.sub(r'"prediction": "[^"]*"', '"prediction": null', wrong.read_text()))
     figure, *_ = figures.models(figures.bases(figures.runs_below([str(tmp_path)]))["lamp2m"])
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == [
         "small", "us.anthropic.\nclaude-3-5-sonnet-\n20241022-v2:0"]
-    assert len(figure.axes[0].patches) == 2 * len(lamp.METHODS) - 1
+    assert len(figure.axes[0].patches) == 2 * (len(lamp.METHODS) - 1)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0"]
     draw(tmp_path, tmp_path / "out")
     assert "figure4" in drawn(tmp_path / "out")
 
