@@ -258,7 +258,7 @@ def test_full_disk_ends_the_run_with_one_line_and_loses_nothing(server, start, u
 def test_full_cache_is_named_in_the_failures_and_keeps_what_it_holds(server, start, undisturbed, tmp_path):
     cache = tmp_path / "cache.db"
     command = flags(server, tmp_path, "--users", "2", "--cache", cache)
-    status, out, err = end(start(command, 100_000))
+    status, out, err = end(start(command, 60_000))
     assert status == 1 and f"the cache {cache} cannot be used" in out and "Traceback" not in out + err
     before = lines(tmp_path)
     assert before and before.items() <= undisturbed.items()
