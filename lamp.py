@@ -570,12 +570,12 @@ def results_of(task, users, folder):
     return {**found, "failed_wiki_calls": sum(s["observation"] == WIKI_DOWN for s in steps)}
 
 
-def show(query_id, root):
-    """Print one query of every run folder below `root` that answered it, as a story."""
-    folders = [f.parent for f in sorted(Path(root).rglob("predictions.jsonl"))]
-    found = [(f, r) for f in folders for r in metrics.read_lines(f / "predictions.jsonl") if r["id"] == query_id]
+def show(query_id, root, methods):
+    """Print one query of every run of `methods` below `root` that answered it, as a story."""
+    runs = [run for run in metrics.runs_below([root], TASKS) if run["method"] in methods]
+    found = [(run["folder"], run["rows"][query_id]) for run in runs if query_id in run["rows"]]
     if not found:
-        raise Problem(f"no query {query_id!r} in the {len(folders)} run folders below {root}: --output names another root.", 2)
+        raise Problem(f"no query {query_id!r} in the {len(runs)} runs below {root}: --output names another root.", 2)
     for folder, row in found:
         print(f"=== {folder}: query {row['id']} of user {row['user_id']}\n")
         line = {r["user_id"]: r for r in metrics.read_lines(folder / "personas.jsonl")}.get(row["user_id"])
@@ -600,7 +600,7 @@ def positive(text):
 
 FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a setting that makes a run what it is
     "what": [("--task", None, str, "one of " + ", ".join(TASKS)),
-             ("--method", "personaagent", str, "a comma list of " + ", ".join([*METHODS, *GROUPS])),
+             ("--method", None, str, "a comma list of " + ", ".join([*METHODS, *GROUPS]) + " (personaagent; with --show: all)"),
              ("--data", None, str, "LaMP folder or file, official or OPPU layout (default: the bundled sample)"),
              ("--users", 100, positive, "how many users, those with the longest history"),
              ("--queries-per-user", 3, positive, "the latest queries of each"),
@@ -647,6 +647,7 @@ def arguments(argv):
             group.add_argument(flag, default=default, type=kind, help=text, nargs="+" if flag == "--report" else None,
                                metavar="DIR" if flag == "--report" else flag.rsplit("-", 1)[1].upper())
     args = parser.parse_args(argv)
+    args.chosen, args.method = args.method, args.method or "personaagent"
     args.method = list(dict.fromkeys(m for part in args.method.split(",") for m in GROUPS.get(part, [part])))
     args.stand_in = not (args.model or args.base_url or args.provider)
     args.embeds = any(METHODS[m].embeds for m in args.method if m in METHODS)
@@ -756,7 +757,7 @@ def print_plan(task, args, users, remarks, llm):
     print("".join(f"        {remark}\n" for remark in remarks) + f"model   {llm.model}, embeddings {llm.embed_model or '-'}, "
           f"at {llm.base_url}")
     methods = [METHODS[m] for m in args.method]
-    if any("Wiki" in m.tools for m in methods) and not os.environ.get("WIKIPEDIA_CONTACT") and not args.stand_in:
+    if any("Wiki" in m.tools for m in methods) and not os.environ.get("WIKIPEDIA_CONTACT") and not (args.stand_in or args.offline):
         print("        WIKIPEDIA_CONTACT is not set: Wikipedia asks for the operator's contact and allows fewer requests without")
     for name, m in zip(args.method, methods):
         turns = len(m.tools) + 1  # each tool once, then the answer, where all goes well
@@ -772,7 +773,7 @@ def main(argv, pool=None):
     if args.report:
         return print(metrics.report(args.report, TASKS, list(METHODS)))
     if args.show is not None:
-        return show(args.show, args.output)
+        return show(args.show, args.output, args.method if args.chosen else METHODS)
     task, methods = TASKS[args.task], [METHODS[m] for m in args.method]
     users, remarks = load(task, args.data or SAMPLE, args.users, args.queries_per_user, args.max_history, args.limit, args.seed)
     labelled = [(u.id, e) for u in users for e in u.history if e.response]

@@ -452,11 +452,13 @@ def measure(folder, labels, ids=None):
 def table(results):
     """{method: results.json} as an aligned text table."""
     names = [name for name in next(iter(results.values()))["metrics"] if name not in ("n", "right")]
-    rows = [["method", "n", "right", *names, "unparsed", "forced", "errors", "aligned", "calls/query", "tokens/query"]]
+    rows = [["method", "n", "right", *names, "unparsed", "forced", "errors", "aligned", "updated",
+             "calls/query", "tokens/query"]]
     for method, r in results.items():
-        aligned = f"{r['users']['aligned']} of {r['users']['n']}" if r["users"]["aligned"] else "-"
+        users = r["users"]  # aligned: those with a batch to learn from; updated: those whose persona changed
+        aligned = [f"{users['aligned']} of {users['n']}", users["updated"]] if users["aligned"] else ["-", "-"]
         rows.append([method, r["metrics"]["n"], r["metrics"]["right"], *(f"{r['metrics'][name]:.3f}" for name in names),
-                     r["unparsed"], r["status"]["forced"], r["errors"], aligned, r["calls_per_query"], r["tokens_per_query"]])
+                     r["unparsed"], r["status"]["forced"], r["errors"], *aligned, r["calls_per_query"], r["tokens_per_query"]])
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
     return "\n".join("  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, widths)))
                      for row in rows)
@@ -476,16 +478,20 @@ PAPER = {method: dict(zip(("lamp1", "lamp2m", "lamp2n", "lamp3"), zip(*[iter(fig
     "no-action": "0.764 0.789 0.403 0.329 0.626 0.375 0.375 0.756"}.items()}
 
 
+SUBSET = ("users", "queries_per_user", "limit")  # the settings that choose the queries
+
+
 def markdown(runs, task, title, labels):
     """Lines of two Markdown tables: what the runs reached, with 95% intervals, the paper's figures where --data was given,
     and the paired difference from rag-4 and from no-alignment of the same settings; and what they cost per query.
 
     runs: results.json each, joined with `measure` and with changed (the settings in which the runs differ)."""
-    first = runs[0]
+    first = max(runs, key=lambda run: run["metrics"]["n"])  # the others may be unfinished
     names, settings = list(first["floors"]), first["settings"]
     real = settings["data"] and not first["stand_in"]
     model = "" if "model" in first["changed"] else f", model {settings['model']}"
     yield from (f"### {title}", "", f"Data: {settings['data'] or 'the bundled sample'}"
+                + "".join(f", {k} {settings[k]}" for k in SUBSET if settings.get(k))
                 + (", NO LANGUAGE MODEL (stand-in)" if first["stand_in"] else model)
                 + ". Best constant answer: " + ", ".join(f"{k} {v:.3f}" for k, v in first["floors"].items()) + "."
                 + ("" if first["intervals"] else " No intervals: a bootstrap over users tells nothing below 10 users."), "")
@@ -540,12 +546,13 @@ def runs_below(roots, tasks):
 
 
 def report(roots, tasks, order):
-    """Markdown of every run folder below `roots`, recomputed from its lines: a section per task and data.
+    """Markdown of every run folder below `roots`, recomputed from its lines: a section per task, data and choice of queries.
 
     tasks: {name: Task}; order: method names."""
     groups, lines = {}, []
     for run in runs_below(roots, tasks):
-        groups.setdefault((run["task"], run["settings"]["data_hash"], run["stand_in"]), []).append(run)
+        choice = [str(run["settings"].get(k)) for k in ("data_hash", *SUBSET)]
+        groups.setdefault((run["task"], run["stand_in"], *choice), []).append(run)
     for (name, *_), runs in groups.items():
         differ = [k for k in runs[0]["settings"] if len({str(run["settings"].get(k)) for run in runs}) > 1]
         for run in runs:

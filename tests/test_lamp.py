@@ -559,7 +559,26 @@ def test_show_tells_one_query_as_a_story(tmp_path, capsys):
         assert part in out
 
 
+def test_show_tells_the_methods_that_are_named_or_all(tmp_path, capsys):
+    cli(["--task", "lamp2m", "--method", "prompt,rag-4", "--limit", "1", "--output", str(tmp_path)])
+    query = load(TASKS["lamp2m"], SAMPLE)[0][0].queries[0]
+    for chosen, told in (([], ["prompt", "rag-4"]), (["--method", "rag-4"], ["rag-4"])):
+        capsys.readouterr()
+        assert not cli(["--show", query.id, "--output", str(tmp_path), *chosen])
+        assert re.findall(r"=== .*/(.*)-limit=1: query", capsys.readouterr().out) == told
+    assert cli(["--show", "nobody", "--output", str(tmp_path)]) == 2 and "no query 'nobody' in the 2 runs" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------- report
+
+def test_report_keeps_runs_over_other_queries_apart(tmp_path, capsys):
+    for limit in ("3", "9"):
+        cli(["--task", "lamp2m", "--method", "prompt", "--limit", limit, "--output", str(tmp_path)])
+    capsys.readouterr()
+    cli(["--report", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.count("###") == 2 and "limit 3, NO" in out and "limit 9, NO" in out and "None" not in out
+
 
 def test_report_has_a_row_per_run_with_paired_differences_and_costs(tmp_path, capsys):
     for task in ("lamp1", "lamp3"):
@@ -757,7 +776,7 @@ def test_empty_profile_is_answered_without_memory_and_without_alignment(tmp_path
 @pytest.mark.parametrize("argv, says", [
     (["--task", "lamp9"], "lamp9"), ([], "--task is missing: choose from lamp1"), (["--task", "lamp1", "--method", "magic"], "magic"),
     (["--task", "lamp1", "--users", "0"], "not a whole number of at least 1"), (["--tusk", "lamp1"], "--tusk"),
-    (["--task", "lamp1", "--show", "nobody", "--output", "nowhere"], "no query 'nobody'"),
+    (["--task", "lamp1", "--show", "nobody", "--output", "nowhere"], "no run with answers"),
     (["--task", "lamp1", "--model", "m"], "OPENAI_API_KEY"),
     (["--task", "lamp1", "--model", "m", "--base-url", "http://127.0.0.1:9/v1"], "--embed-model"),
     (["--task", "lamp1", "--output", "/dev/null/x"], "choose another one with --output")])

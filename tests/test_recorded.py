@@ -7,8 +7,8 @@ import lamp
 from tests.test_wire_runs import bare  # noqa: F401: a fixture
 
 RESULTS = (lamp.HERE / "docs" / "results.md").read_text(encoding="utf-8")
-MODEL = re.search(r'R="(.*--offline)"', RESULTS)[1].replace("tests/recorded", str(lamp.HERE / "tests/recorded")).split()
-METHODS = dict.fromkeys(lamp.TASKS, re.search(r"--task \$t --method (\S+) \$R", RESULTS)[1]) | {"lamp2m": "all"}
+MODEL = re.search(r"replay\(\) .* (--model .*--offline)", RESULTS)[1].replace("tests/recorded", str(lamp.HERE / "tests/recorded")).split()
+METHODS = dict.fromkeys(lamp.TASKS, re.search(r"replay \$t (\S+);", RESULTS)[1]) | {"lamp2m": "all"}
 
 
 @pytest.mark.parametrize("task", lamp.TASKS)
