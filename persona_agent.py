@@ -291,8 +291,7 @@ class Cached:
         return Reply(reply["text"], reply["finish"], Usage(**reply["usage"]))
 
     def embed(self, texts, query=False):
-        """As the model's, each text a request of its own; kept in half precision, which moves cosines by
-        less than 1e-4."""
+        """As the model's, each text a request of its own; kept in half precision (cosines move by less than 1e-4)."""
         rows = self.cache.answers(f"{self.kind}/{self.llm.embed_model}", [[text, query] for text in texts], lambda new: [
             np.asarray(row, np.float16).tobytes() for row in self.llm.embed([text for text, _ in new], query)])
         return np.array([np.frombuffer(row, np.float16) for row in rows], np.float32).reshape(len(rows), -1 if rows else 0)
@@ -331,8 +330,8 @@ def parse_reply(text):
     """Read one ReAct reply: (thought, action, input, answer).
 
     action is the tool's name as written, input its text; each None where it is missing, as is the answer. Of several actions
-    the first counts, of several answers the last; an action beats an answer that follows it. Everything from
-    a made-up Observation on is dropped.
+    the first counts, of several answers the last; an action beats an answer that follows it. Everything
+    from a made-up Observation on is dropped.
     """
     text = visible(text).replace("\r\n", "\n").replace("：", ":")
     text = re.sub(r"^[ \t]*```\w*[ \t]*$", "", text, flags=re.M)  # code fences round the whole or parts of it
@@ -439,7 +438,7 @@ def react(llm, system, question, tools, max_steps=8, eager=False):
         messages.append({"role": "assistant", "content": text or "(no reply)"})
         thought, action, given, answer = parse_reply(text)
         if not answer and not LABEL.search(text) and (done or forced or not tools or eager):
-            first = re.split(r"\n\s*\n", text)[0].strip()  # of a bare label without 'Final Answer:'
+            first = re.split(r"\n\s*\n", text)[0].strip()  # a bare label; what follows a blank line explains it
             answer = first if 0 < len(first.split()) <= (30 if forced else 8) else None
         if answer or forced:
             steps.append(Step(thought if answer else text))
