@@ -1,832 +1,1306 @@
-"""LaMP: the four tasks, the data, the methods, the runner and the command line.
+"""LaMP: the four tasks, the data, the methods, the cache, the run and the command line.
 
-`python lamp.py --task lamp1` runs PersonaAgent on the bundled sample against a stand-in server; `--help` has the rest.
-Gold labels are read here and go to the scoring in metrics.py alone: no request to a model holds the gold of an evaluated query.
+A line belongs here if it would be different for another benchmark, or is about running many users.
+Gold labels are read here and go to the scoring in metrics.py alone: no request to a model holds
+the gold of an evaluated query.
 """
-import argparse
-import functools
+
 import hashlib
+import io
 import json
 import os
 import random
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter, namedtuple
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import align
-import memory as memories
+import memory
 import metrics
 import persona_agent
 import tools
+from align import bare
 from memory import Episode, EpisodicMemory, MemoryBank, summarize
-from metrics import Folder, Ledger, Problem
-from persona_agent import (Answer, Bedrock, Cached, Client, Meter, OpenAICompatible, PersonaAgent, Step, Usage, complete,
-                           initial_persona, react)
-from tools import RAG, WIKI_DOWN, Cache, ContextOverflow, ServiceError, Wiki
+from persona_agent import (
+    FAILURES,
+    LOG,
+    PERSONA,
+    Answer,
+    Bedrock,
+    Client,
+    OpenAICompatible,
+    PersonaAgent,
+    Reply,
+    ServiceError,
+    Usage,
+    check_address,
+    react,
+)
+from tools import RAG, WIKI_DOWN, Wiki, WikiUnreachable
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "tests" / "sample"
 
 
-# ---------------------------------------------------------------------------------------------------- tasks
+class Problem(ServiceError):
+    """What ends a run, as one line that says what, why and what to do. Like a dead server it is
+    `fatal`: neither the loop nor a question's row keeps it."""
+
+
+# ------------------------------------------------------------------------------------- tasks
+
 
 @dataclass(frozen=True)
 class Task:
-    """A LaMP task as data. `pattern` finds in an input the text that history items are compared with (`key`) and, in
-    LaMP-1, the two options (`a`, `b`); a history item becomes a full question by putting its own text in their place."""
+    """A LaMP task as data. An item of LaMP-2N: {"id": "0001", "title": "Bake Sale", "text": "A
+    town ..", "category": "food & drink", "date": "2014-03-05"}; a question: 'Which category does
+    this article relate to .. categories: [..] article: <text>'."""
+
     name: str
     title: str
-    folder: str      # of the official release, below the root or below time/
-    labels: tuple    # in the order of the official scorer
-    pattern: str
-    fields: tuple    # of a history item
-    text: str        # the one of them that is compared with `key`
-    label: str       # the item's field with the answer (LaMP-1: the title that the paper cites, where the data have it)
-    example: str     # one retrieved item in LaMP's own prompts (LaMP/prompts/prompts.py)
-    summary: str     # S_t of Eq. 3 (ours, asking what PAG's prompts ask)
-    options: str = ""  # the groups of `pattern` that hold a question's own options
+    folder: str  # of the official release, below the root or below time/
+    oppu: str  # folder of the OPPU release
+    labels: tuple[str, ...]  # in the order of the official scorer
+    markers: tuple[str, ...]  # what stands between the parts of an input; part 1 is its own text
+    fields: tuple[str, ...]  # of an item, as shown
+    text: str  # the one that is an input's own text
+    label: str  # the one with the answer (LaMP-1: the cited title, where the data have it)
+    example: str  # a retrieved item in LaMP's own prompts (LaMP/prompts/prompts.py)
+    summary: str  # S_t of Eq. 3: ours, asking what PAG's prompts ask
+    options: bool = False  # a question brings its own two options, parts 3 and 4
 
-    def match(self, text):
-        return re.search(self.pattern, text, re.S)
+    def cut(self, text: str) -> list[str]:
+        """The parts of an input between the markers; [] where it is no question of this task."""
+        parts = []
+        for marker in self.markers:
+            part, found, text = text.partition(marker)
+            parts.append(part)
+        return [*parts, text] if found else []
 
-    def key(self, text):
-        """What makes two questions the same: the input's own text, in one spelling."""
-        return norm(self.match(text)["key"])
+    def key(self, question: str) -> str:
+        """An input's own text in any spelling: what makes two questions the same."""
+        return bare(self.cut(question)[1])
 
+    def titles(self, question: str) -> dict[str, str]:
+        """{label: option} of a question of LaMP-1."""
+        return dict(zip(self.labels, self.cut(question.removesuffix('"'))[3:]))
 
-TASKS = {t.name: t for t in (
-    Task("lamp1", "LaMP-1: Personalized Citation Identification", "LaMP_1", metrics.CITATIONS,
-         r'paper with the title "(?P<key>.*)", which reference is related\?.*?\[1\]: "(?P<a>.*)" \[2\]: "(?P<b>.*)"',
-         ("title", "abstract"), "title", "citation", '"{title}"',
-         "These are papers that one researcher has written, with a paper each of them cites where that is known. Write a "
-         "profile of the researcher: research interests, topics and methods, and what kind of work they tend to cite.", "ab"),
-    Task("lamp2m", "LaMP-2M: Personalized Movie Tagging", "LaMP_2/new", metrics.MOVIE_TAGS,
-         r"\] description: (?P<key>.*)", ("description",), "description", "tag",
-         'the tag for the movie: "{description}" is "{tag}" ',
-         "These are movies that one user has tagged. Write a profile of the user: the tag they give most often, the films "
-         "they watch, and how they choose between tags that would both fit."),
-    Task("lamp2n", "LaMP-2N: Personalized News Categorization", "LaMP_2", metrics.NEWS_CATEGORIES,
-         r"\] article: (?P<key>.*)", ("title", "text"), "text", "category",
-         'the category for the article: "{text}" is "{category}" ',
-         "These are articles that one journalist has written, with their categories. Write a profile of the journalist: the "
-         "category they write in most often, their subjects, and how they choose between categories that would both fit."),
-    Task("lamp3", "LaMP-3: Personalized Product Rating", "LaMP_3", metrics.RATINGS,
-         r"without further explanation\. review: (?P<key>.*)", ("text",), "text", "score", '{score} is the score for "{text}" ',
-         "These are product reviews that one user has written, with the scores they gave. Write a profile of the user: the "
-         "scores they give most often to positive and to negative reviews, what they care about, and how they write."))}
+    def content(self, question: str) -> str:
+        """What LaMP's retrieval searches with."""
+        return " ".join(self.titles(question).values()) or self.cut(question)[1]
 
 
-# ---------------------------------------------------------------------------------------------------- data
+TASKS = {
+    "lamp1": Task(
+        name="lamp1",
+        title="LaMP-1: Personalized Citation Identification",
+        folder="LaMP_1",
+        oppu="citation",
+        labels=metrics.CITATIONS,
+        markers=('paper with the title "', '", which reference', '[1]: "', '" [2]: "'),
+        fields=("title", "abstract"),
+        text="title",
+        label="citation",
+        example='"{title}"',
+        summary="""\
+These are papers that one researcher has written, with a paper each of them cites \
+where that is known. Write a profile of the researcher: research interests, topics and \
+methods, and what kind of work they tend to cite.""",
+        options=True,
+    ),
+    "lamp2m": Task(
+        name="lamp2m",
+        title="LaMP-2M: Personalized Movie Tagging",
+        folder="LaMP_2/new",
+        oppu="movie_tagging",
+        labels=metrics.MOVIE_TAGS,
+        markers=("] description: ",),
+        fields=("description",),
+        text="description",
+        label="tag",
+        example='the tag for the movie: "{description}" is "{tag}" ',
+        summary="""\
+These are movies that one user has tagged. Write a profile of the user: the tag \
+they give most often, the films they watch, and how they choose between tags that would \
+both fit.""",
+    ),
+    "lamp2n": Task(
+        name="lamp2n",
+        title="LaMP-2N: Personalized News Categorization",
+        folder="LaMP_2",
+        oppu="news_categorize",
+        labels=metrics.NEWS_CATEGORIES,
+        markers=("] article: ",),
+        fields=("title", "text"),
+        text="text",
+        label="category",
+        example='the category for the article: "{text}" is "{category}" ',
+        summary="""\
+These are articles that one journalist has written, with their categories. Write \
+a profile of the journalist: the category they write in most often, their subjects, and \
+how they choose between categories that would both fit.""",
+    ),
+    "lamp3": Task(
+        name="lamp3",
+        title="LaMP-3: Personalized Product Rating",
+        folder="LaMP_3",
+        oppu="product_rating",
+        labels=metrics.RATINGS,
+        markers=("without further explanation. review: ",),
+        fields=("text",),
+        text="text",
+        label="score",
+        example='{score} is the score for "{text}" ',
+        summary="""\
+These are product reviews that one user has written, with the scores they gave. \
+Write a profile of the user: the scores they give most often to positive and to negative \
+reviews, what they care about, and how they write.""",
+    ),
+}
 
-Query = namedtuple("Query", "id input gold")  # texts
-FAULT = "{}, record {}: {}"
+
+# ------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class Query:
+    """A question with its answer. order: newest date of the profile that came with it, length of
+    that profile, place in its record."""
+
+    id: str
+    input: str
+    gold: str
+    user: str = ""
+    order: tuple = ()
 
 
 @dataclass
 class User:
-    """history: oldest first, without anything that would give an evaluated query away; `leaks` counts what was taken out."""
+    """history: oldest first, without anything that would give an evaluated query away; `leaks`
+    counts what was taken out."""
+
     id: str
-    history: list
-    queries: list
+    history: list[Episode]
+    queries: list[Query]
     leaks: int = 0
 
 
-def records(path, only=None):
-    """Stream (number, (start, end) in characters, element) of a JSON array of any size: what is held is one element.
+FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+BLANKS = re.compile(r"[\s,]*")
+CHUNK = 1 << 20  # characters
 
-    only: {number: (start, end)} from an earlier pass; nothing else is parsed then."""
-    decode, chunk = json.JSONDecoder().raw_decode, 1 << 20
-    with open(path, encoding="utf-8-sig") as file:
-        passed, number = 0, 0  # characters of the file before the buffer
-        for n, (start, end) in sorted((only or {}).items()):
-            while passed < start:
-                passed += len(file.read(min(chunk, start - passed)))
-            yield n, (start, end), json.loads(file.read(end - start))
-            passed = end
-        if only is not None:
-            return
-        buffer = file.read(chunk)
-        at = len(buffer) - len(buffer.lstrip()) + 1
-        if buffer[at - 1:at] != "[":
-            raise Problem(f"{path} is not a JSON array, it starts with {buffer[:30]!r}: download it again, or check the path.")
+
+@contextmanager
+def _reading(path):
+    """What is wrong with a file becomes a Problem that names it."""
+    try:
+        yield
+    except FAULTS as e:
+        what = f"{type(e).__name__}: {str(e)[:200]}"
+        raise Problem(f"{path} cannot be read as LaMP's JSON in UTF-8 ({what})") from None
+
+
+def _records(path):
+    """The elements of a JSON array, one at a time: no file is ever held whole."""
+    decoder = json.JSONDecoder()
+    with _reading(path), open(path, encoding="utf-8-sig") as file:
+        buffer = file.read(CHUNK).lstrip()
+        if buffer[:1] != "[":
+            raise ValueError(f"no array, it starts with {buffer[:30]!r}")
+        at = 1
         while True:
-            at = re.compile(r"[\s,]*").match(buffer, at).end()
-            if buffer.startswith("]", at):
+            at = BLANKS.match(buffer, at).end()
+            if buffer[at : at + 1] == "]":
+                if (buffer[at + 1 :] + file.read(CHUNK)).strip():
+                    raise ValueError("it goes on after the end of its array")
                 return
             try:
-                record, end = decode(buffer, at)
-                yield number, (passed + at, passed + end), record
-                at, number = end, number + 1
-            except json.JSONDecodeError as e:
-                cut = e.pos > len(buffer) - 10 or e.msg.startswith("Unterminated")  # only the buffer ends, or the file
-                more = cut and file.read(max(chunk, len(buffer) - at))  # doubles, so that a large record is not parsed too often
+                record, at = decoder.raw_decode(buffer, at)
+            except json.JSONDecodeError:
+                # Perhaps only the buffer ends. It doubles, so that a large record is not parsed
+                # too often.
+                more = file.read(max(CHUNK, len(buffer) - at))
                 if not more:
-                    raise Problem(f"{path} is not complete JSON ({e.msg} before byte {file.tell():,} of "
-                                  f"{os.path.getsize(path):,}), perhaps half written: download it again.") from None
-                passed, buffer, at = passed + at, buffer[at:] + more, 0
+                    raise
+                buffer, at = buffer[at:] + more, 0
+                continue
+            yield record
 
 
-def locate(task, data):
-    """[(questions file, outputs file | None)], the partition to evaluate last. None: an OPPU file, which holds its gold.
-
-    Official layout: DATA[/time]/<folder>/{train,dev}/{split}_questions.json beside {split}_outputs.json; OPPU layout: a
-    file *history.json. `data` may be the root, a folder further down, or a file."""
-    root = Path(data)
-    if not root.exists():
-        raise Problem(f"--data {data} does not exist. README.md says where LaMP comes from.")
-    for base in ([root / "time" / task.folder, root / task.folder, root] if root.is_dir() else [root]):
-        files = [base] if base.is_file() else [f for s in ("train", "dev") for f in (
-            base / s / f"{s}_questions.json", base / f"{s}_questions.json") if f.exists()] or sorted(base.glob("*history.json"))
-        pairs = [(f, f.with_name(f.name.replace("_questions", "_outputs")) if "_questions" in f.name else None) for f in files]
-        usable = [p for p in pairs if not p[1] or p[1].exists()]
-        if usable:
-            return usable
-        if pairs:
-            raise Problem(f"{pairs[-1][0]} has no gold beside it: put {pairs[-1][1].name} there (LaMP has it for train and dev).")
-    raise Problem(f"{data} holds no {task.name} data: neither [time/]{task.folder}/dev/dev_questions.json nor a *history.json.")
-
-
-def read_gold(task, path):
-    """{id: gold} of an official outputs file."""
-    try:
+def _read_gold(task, path):
+    """{query id: gold} of an official outputs file or an OPPU label file; {} where it is not."""
+    if not path.exists():
+        return {}
+    with _reading(path):
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-        gold = {str(g["id"]): g["output"] for g in data["golds"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise Problem(f"{path} is not a LaMP outputs file ({type(e).__name__}: {e}): download it again.") from None
-    if data.get("task") != task.folder.split("/")[0]:
-        raise Problem(f"{path} holds gold for {data.get('task')}, not for {task.folder.split('/')[0]}: check --data and --task.")
+        gold = {str(answer["id"]): answer["output"] for answer in data["golds"]}
+        if len(gold) < len(data["golds"]):
+            raise ValueError("it holds two golds for one id")
+        if data["task"] not in (task.folder[:6], f"LaMP_{task.name[4:].upper()}"):
+            raise ValueError(f"it holds gold for {data['task']}, not {task.name}")
     return gold
 
 
-def date_of(item):
-    """'2012-03-06' -> (2012, 3, 6), 2012 -> (2012,), no date -> (): orders dates as the official code does."""
-    return day(str(item.get("date", ""))) if isinstance(item, dict) else ()
+def locate(task: Task, data: str | Path) -> list:
+    """(questions, {query id: gold}) of each partition, the one to evaluate last. Raises Problem.
+
+    Official: [time/]<folder>/{train,dev}/{split}_questions.json beside {split}_outputs.json.
+    OPPU: [<its folder>/]*history.json, with gold inside or in *_label.json beside it."""
+    root = Path(data)
+    parts = []
+    for base in (root / "time" / task.folder, root / task.folder, root / task.oppu, root):
+        with _reading(base):
+            files = [*base.glob("*/*_questions.json"), *base.glob("*_questions.json")]
+            files = sorted(files, reverse=True) + sorted(base.glob("*history.json"))
+            if base.is_file():
+                files = [base]
+        for path in files:
+            official = path.name.endswith("_questions.json")
+            beside = f"{path.stem}_label.json"
+            if official:
+                beside = path.name.replace("_questions", "_outputs")
+            gold = _read_gold(task, path.with_name(beside))
+            if gold or not official:
+                parts.append((path, gold))
+        if parts:
+            return parts
+    raise Problem(f"--data {data}: no {task.name} questions with gold there (README, 'Real data')")
 
 
-@functools.lru_cache(1 << 16)  # a large file holds millions of dates, but few different ones
-def day(text):
-    return tuple(map(int, re.findall(r"\d+", text)))
+def _field(item, name):
+    """A text or label as LaMP spells it: 'comedy ' -> 'comedy', 4.0 -> '4'; '' of what is none."""
+    value = item.get(name) if isinstance(item, dict) else None
+    text = str(value).strip() if isinstance(value, str | int | float) else ""
+    return re.sub(r"^(\d)\.0+$", r"\1", text)
 
 
-def entries(task, parts, faults, only=None):
-    """(user, Query, profile, order in time, place in the files) of each usable query; `faults` gets (path, record, what) of
-    the others.
+@lru_cache(1 << 16)  # a large file holds millions of dates, but few different ones
+def _day(date):
+    """'2012-03-06' -> (2012, 3, 6), '2012' -> (2012,), '' -> (): LaMP's own order of dates."""
+    return tuple(map(int, re.findall(r"\d{1,9}", date)))
 
-    A part with gold None has OPPU's records: {user_id, profile, query: [{id, input, gold}]}. only: per part, as in `records`."""
-    for part, (path, gold) in enumerate(parts):
-        for number, span, record in records(path, only and only[part]):
-            record = record if isinstance(record, dict) else {}
-            profile, asked = record.get("profile"), [record] if gold is not None else record.get("query")
-            if not isinstance(profile, list) or not isinstance(asked, list):
-                faults.append((path, record.get("id", number), "no 'profile' list, or no 'query' list beside it"))
-                continue
-            newest, user = max(map(date_of, profile), default=()), record.get("user_id")
-            for place, q in enumerate(asked):
-                q = q if isinstance(q, dict) else {}
-                given = q.get("gold") if gold is None else gold.get(str(q.get("id")))
-                answer = label_text(given)
-                wrong = ("no 'input' or no 'id'" if "id" not in q or not isinstance(q.get("input"), str) else
-                         f"this is not a {task.name} question: {q['input'][:60]!r}" if not task.match(q["input"]) else
-                         "no gold" if given is None else
-                         f"the gold {given!r} is none of {task.name}'s labels" if answer not in task.labels else None)
-                if wrong:
-                    faults.append((path, q.get("id", number), wrong))
+
+def _date(item):
+    return _day(_field(item, "date"))
+
+
+def _queries(task, part, remarks):
+    """The usable queries of a partition, each with its profile; remarks gets what is wrong with
+    the others."""
+    path, golds = part
+    for number, record in enumerate(_records(path)):
+        try:
+            profile = record["profile"] + []  # fails where it is no list
+            newest = max(map(_date, profile), default=())
+            user = _field(record, "user_id") or f"record {record.get('id', number)}"
+            for place, query in enumerate(record.get("query", [record])):
+                name, question = str(query["id"]), str(query["input"])
+                gold = _field(golds, name) or _field(query, "gold")
+                if gold in task.labels and task.cut(question):
+                    order = (newest, len(profile), place)
+                    yield Query(name, question, gold, user, order), profile
                 else:
-                    owner = f"record {record.get('id', number)}" if user in (None, "") else str(user)
-                    yield (owner, Query(str(q["id"]), q["input"], answer), profile, (part, newest, len(profile) + place),
-                           (number, span))
+                    remarks.append(f"query {name}: gold {gold!r}, question {question[:60]!r}")
+        except FAULTS as e:
+            remarks.append(f"record {number}: {type(e).__name__} {e}")
 
 
-def load(task, data, users=100, queries_per_user=3, max_history=None, limit=None, seed=0):
-    """(users, those with the longest history first, beyond `limit` without queries; remarks on the data).
-
-    Two passes, so that no file is held whole: the first chooses, the second reads what was chosen. Per user the latest
-    queries of the last partition with gold; history is the profile of the first of these, and earlier queries."""
-    parts, faults, seen = [(path, outputs and read_gold(task, outputs)) for path, outputs in locate(task, data)], [], {}
-    for user, query, profile, order, place in entries(task, parts, faults):
-        seen.setdefault(user, []).append((order, query.id, len(profile), place))
-    ids = Counter(e[1] for all_ in seen.values() for e in all_)
-    if ids and ids.most_common(1)[0][1] > 1:
-        raise Problem(f"the query id {ids.most_common(1)[0][0]!r} occurs more than once in {data}: give each query its own id.")
-    told = {str(record) for _, record, _ in faults}
-    for path, gold in parts:
-        lost = [i for i in gold or () if i not in ids and i not in told]
-        if lost:
-            raise Problem(f"gold for {len(lost)} ids that {path} lacks (first: {lost[0]}): the files do not belong together.")
-    latest = {u: [e for e in sorted(all_, key=lambda e: e[0]) if e[0][0] == len(parts) - 1][-queries_per_user:]
-              for u, all_ in seen.items()}
-    chosen = sorted((u for u in latest if latest[u]), key=lambda u: -latest[u][0][2])[:users]
-    if not chosen:
-        raise Problem(f"no usable {task.name} query in {parts[-1][0]}. {FAULT.format(*faults[0]) if faults else 'It is empty'}")
-    raw = {u: [] for u in chosen}  # user -> [(order, Query, profile of the first evaluated query)]
-    places = [dict(place for u in chosen for order, _, _, place in seen[u] if order[0] == part) for part in range(len(parts))]
-    for user, query, profile, order, _ in entries(task, parts, [], places):
-        raw[user].append((order, query, profile if query.id == latest[user][0][1] else []))
-    raw = {u: sorted(raw[u], key=lambda e: e[0]) for u in chosen}
-    found = build_users(task, {u: (raw[u][:-len(latest[u])], raw[u][-len(latest[u]):]) for u in chosen}, max_history, seed, faults)
-    for user in found:
-        user.queries = user.queries[:limit]
-        limit = None if limit is None else limit - len(user.queries)
-    skipped = [f"skipped: {FAULT.format(*fault)}" for fault in faults[:5]]
-    skipped += [f"skipped: {len(faults) - 5} more"] if len(faults) > 5 else []
-    listed = re.search(r"(?:tags|categories): \[(.*?)\]", found[0].queries[0].input)  # in any order
-    other = sorted({option.strip() for option in listed[1].split(",")} - {*task.labels}) if listed else []
-    return found, skipped + [
-        f"the questions offer options that are no labels of {task.name}: {', '.join(other)}"] * bool(other)
+def _choose(task, part, users, queries_per_user, remarks):
+    """The latest queries of each of the users with the longest history."""
+    latest = {}
+    ids = set()
+    for query, _ in _queries(task, part, remarks):
+        if query.id in ids:
+            raise Problem(f"{part[0]}: two queries have the id {query.id}")
+        ids.add(query.id)
+        latest.setdefault(query.user, []).append(query)
+    if not ids:
+        raise Problem(f"{part[0]}: no query that can be used {remarks[:1]}")
+    for queries in latest.values():
+        queries.sort(key=lambda query: query.order)
+        del queries[:-queries_per_user]
+    return sorted(latest.values(), key=lambda queries: -queries[0].order[1])[:users]
 
 
-def build_users(task, raw, max_history, seed, faults):
-    """User objects: history as episodes in time order, without any item that has an evaluated query's id or text.
+def load(
+    task: Task,
+    data: str | Path,
+    users: int = 100,
+    queries_per_user: int = 3,
+    max_history: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple:
+    """(users, those with the longest history first; what was left out). Raises Problem.
 
-    raw: {user: (earlier, evaluated)}, lists of (order in time, Query, profile), oldest first."""
-    items = {u: history_items(task, u, *raw[u], faults) for u in raw}
-    cited = {u: {norm(i[task.label]): i[task.label] for i in items[u] if i.get(task.label)} for u in raw}
-    offered = {norm(task.match(q.input)[g]) for _, evaluated in raw.values() for _, q, _ in evaluated for g in task.options}
+    Two passes, so that no file is held whole: the first chooses from the last partition, the
+    second reads all of the chosen users. History is the profile of a user's first evaluated query,
+    and earlier queries. limit: of queries in all; users beyond it have none."""
+    parts = locate(task, data)
+    remarks: list = []
+    chosen = _choose(task, parts[-1], users, queries_per_user, remarks)
+    first = {queries[0].id for queries in chosen}
+    evaluated = {query.id for query in chain(*chosen)}
+    items: dict = {queries[0].user: [] for queries in chosen}
+    for part in parts:
+        for query, profile in _queries(task, part, []):
+            mine = items.get(query.user, [])
+            if query.id in first and part is parts[-1]:
+                mine[:0] = profile
+            elif query.id not in evaluated:
+                mine.append(_item(task, query))
+    cited = [_field(item, task.label) for item in chain(*items.values())]
+    titles = {bare(title): title for title in cited}
+    for title in chain([""], *(task.titles(query.input).values() for query in chain(*chosen))):
+        titles.pop(bare(title), None)
     found = []
-    for user, (_, evaluated) in raw.items():
-        queries, keys = [q for _, q, _ in evaluated], {task.key(q.input) for _, q, _ in evaluated}
-        kept = [i for i in items[user] if norm(i[task.text]) not in keys and str(i.get("id")) not in {q.id for q in queries}]
-        pool = {n: title for u in cited if u != user for n, title in cited[u].items()} if task.options else {}
-        others = [pool[n] for n in sorted(pool.keys() - cited[user].keys() - offered)]
-        history = [episode_of(task, item, queries[0].input, others, random.Random(f"{seed} {user} {item[task.text]}".encode(
-            "utf-8", "replace"))) for item in kept][-(max_history or 0):]
-        if any(e.response and task.key(e.query) in keys for e in history):
-            raise RuntimeError(f"an evaluated query is left in the history of user {user}")
-        found.append(User(user, history, queries, len(items[user]) - len(kept)))
-    return found
+    for queries in chosen:
+        user = _user(task, queries, items[queries[0].user], titles, seed, remarks)
+        user.history = user.history[-max_history:]
+        user.queries = user.queries[:limit]
+        limit = limit and max(limit - len(user.queries), 0)
+        found.append(user)
+    return found, remarks
 
 
-def history_items(task, user, earlier, evaluated, faults):
-    """The profile's items, then earlier queries that it does not hold yet; by date where there are dates."""
-    items = []
-    for item in evaluated[0][2]:
-        item = item if isinstance(item, dict) else {}
-        needed = [task.text] if task.options else [task.text, task.label]  # LaMP-1 as published tells no citations
-        missing = [f for f in needed if not label_text(item.get(f))]
-        if missing:
-            faults.append((f"an item of user {user}'s profile", evaluated[0][1].id, f"no usable {' and no '.join(missing)}"))
-        else:
-            items.append({**item, task.label: label_text(item.get(task.label))})
-    known = {norm(i[task.text]) for i in items if i.get(task.label)}
-    for (_, newest, _), query, _ in earlier:
-        at = task.match(query.input)
-        if norm(at["key"]) not in known:
-            label = at["ab"[task.labels.index(query.gold)]] if task.options and query.gold in task.labels else query.gold
-            items.append({"id": query.id, task.text: at["key"], task.label: label, "date": "-".join(f"{n:02}" for n in newest),
-                          None: (query.input, query.gold)})  # a key that no JSON object has
-    return sorted(items, key=date_of) if any(map(date_of, items)) else items
+def _item(task, query):
+    """An earlier query as an item of a history, itself under a key that no file can have."""
+    return {
+        "id": query.id,
+        "date": "-".join(f"{number:02}" for number in query.order[0]),
+        task.text: task.cut(query.input)[1],
+        task.label: task.titles(query.input).get(query.gold, query.gold),
+        Query: query,
+    }
 
 
-def label_text(value):
-    """A label as LaMP spells it: 'comedy ' -> 'comedy', 4.0 -> '4'; '' for what is neither text nor number."""
-    return re.sub(r"(?<=^\d)\.0+$", "", str(value).strip()) if isinstance(value, (str, int, float)) else ""
+def _user(task, queries, items, titles, seed, remarks):
+    """A user with history as episodes, oldest first: no item has an evaluated query's id or text.
+    An earlier query that stands there already is no item of its own. titles: without those that an
+    evaluated query offers; what other users cite of them are LaMP-1's negatives (Appendix E)."""
+    user = User(queries[0].user, [], queries)
+    ids = {query.id for query in queries}
+    asked = {task.key(query.input) for query in queries}
+    own = {bare(_field(item, task.label)) for item in items}
+    rivals = sorted((titles[name] for name in titles.keys() - own), key=str.lower)
+    known = set()
+    for item in items:
+        text, label = _field(item, task.text), _field(item, task.label)
+        plain = bare(text)
+        if not text or not (label or task.options):
+            remarks.append(f"item {str(item)[:60]!r} of user {user.id}: no text or no label")
+        elif plain in asked or str(item.get("id")) in ids:
+            user.leaks += 1
+        elif plain not in known or Query not in item:
+            item = {**item, task.label: label}
+            user.history.append(_episode(task, item, user, rivals, seed))
+        if label:
+            known.add(plain)
+    user.history.sort(key=lambda episode: _date(episode.metadata))
+    if asked & {task.key(episode.query) for episode in user.history if episode.response}:
+        raise RuntimeError(f"a query of user {user.id} is left in the history")
+    return user
 
 
-def norm(text):
-    return " ".join(str(text).lower().split())
+def _episode(task, item, user, rivals, seed):
+    """A history item as an Episode: its question is the user's first query with its own text in
+    place.
+
+    In LaMP-1 the cited title stands against one of `rivals`. Unlabelled: no answer."""
+    text, label = str(item[task.text]), item[task.label]
+    earlier = item.get(Query, Query("", text, ""))
+    query, response = earlier.input, earlier.gold
+    if label and not response and (rivals or not task.options):
+        parts, response = task.cut(user.queries[0].input), label
+        parts[1] = text
+        if task.options:
+            rng = random.Random(f"{seed} {user.id} {text}".encode("utf-8", "replace"))
+            pair = [label, rng.choice(rivals)]
+            rng.shuffle(pair)
+            parts[3:] = [pair[0], f'{pair[1]}"']
+            response = task.labels[pair.index(label)]
+        query = "".join(chain(*zip(parts, (*task.markers, ""))))
+    # The answer first: a long text is cut where it is shown.
+    answer = f"{task.label}: {label}" if label else ""
+    shown = [item.get("date"), answer, *(item.get(name) for name in task.fields)]
+    # 368 words of each field, as OPPU cuts them
+    words = {name: " ".join(str(value).split(" ")[:368]) for name, value in item.items()}
+    metadata = {"date": item.get("date"), "example": task.example.format_map(words)}
+    return Episode(query, response, metadata, " | ".join(str(part) for part in shown if part))
 
 
-def episode_of(task, item, pattern, others, rng):
-    """A history item as an Episode: its question is the input `pattern` with the item's own text in place.
+# ------------------------------------------------------------------------------------- methods
 
-    In LaMP-1 the cited title stands against one of `others`, titles that only other users cite (Appendix E)."""
-    label, (query, response) = item.get(task.label), item.get(None) or (str(item[task.text]), "")
-    if not response and label and (others or not task.options):
-        pair = [label, rng.choice(others)] if task.options else []
-        rng.shuffle(pair)
-        response = str(task.labels[pair.index(label)] if pair else label)
-        match, query = task.match(pattern), pattern
-        for group, value in sorted({"key": item[task.text], **dict(zip("ab", pair))}.items(), key=lambda gv: -match.start(gv[0])):
-            query = query[:match.start(group)] + str(value) + query[match.end(group):]
-    shown = [item.get("date"), f"{task.label}: {label}" if label else None, *(item.get(f) for f in task.fields)]
-    example = task.example.format_map({f: " ".join(str(v).split(" ")[:368]) for f, v in item.items() if f})  # cut as in OPPU
-    return Episode(query, response, {"id": item.get("id"), "date": item.get("date"), "example": example},
-                   " | ".join(str(part) for part in shown if part))  # the answer first: long texts are cut where they are shown
-
-
-# ---------------------------------------------------------------------------------------------------- methods
 
 @dataclass(frozen=True)
 class Method:
-    """What a method gives the model. system: of a ReAct loop over `tools`, 'persona' (Appendix B) or 'neutral'; '' is one
-    call without a loop. profile: P^u, in the persona or before the prompt. own: the user's top-K items in LaMP's own prompt;
-    others: labelled items of other users before it. aligned: the persona is rewritten by Algorithm 1 first."""
-    system: str = ""
-    profile: bool = False
-    own: int = 0
-    others: int = 0
-    tools: tuple = ()
-    aligned: bool = False
+    """What a method gives the model."""
+
+    system: str = ""  # the first system prompt of a ReAct loop; '': one call, no loop
+    profile: bool = False  # P^u, in the persona, or before the prompt
+    own: int = 0  # the user's top-K items in LaMP's own prompt
+    others: int = 0  # labelled items of other users before the prompt
+    tools: tuple[str, ...] = ()
+    aligned: bool = False  # the persona is rewritten by Algorithm 1 first
     bank: bool = False  # MemoryBank's portrait and recall in the system prompt
-    eager: bool = False  # a bare label is an answer before any tool was used: baselines owe nothing to Appendix B's rules
+    # A bare label is an answer before any tool was used: no rule asks these baselines for tools.
+    eager: bool = False
 
     @property
-    def embeds(self):
-        return bool(self.own) or "RAG" in self.tools or self.aligned or self.bank
+    def embeds(self) -> bool:
+        return self.own > 0 or "RAG" in self.tools or self.aligned or self.bank
 
 
+# ours: the system prompt of an agent without a persona
+NEUTRAL = "You are a helpful assistant. Answer the question."
+BOTH = ("Wiki", "RAG")
 METHODS = {
-    # the bare input: one call, nothing of the user
+    # the bare input
     "prompt": Method(),
-    # in-context learning: 4 seeded questions of other users with their answers, one call (whose they are is our inference)
+    # in-context learning; whose examples the paper means is our inference
     "icl": Method(others=4),
-    # LaMP's retrieval augmentation: the items most similar to the input's content, in LaMP's own words, one call
+    # LaMP's retrieval augmentation, in LaMP's own words
     "rag-1": Method(own=1),
     "rag-4": Method(own=4),
-    # profile-augmented generation (Richardson et al., 2023): the profile before rag-4's prompt, one call
+    # profile-augmented generation (Richardson et al., 2023)
     "pag-4": Method(own=4, profile=True),
-    # Yao et al. (2023) as the paper's numbers suggest it: a neutral agent with Wikipedia, nothing of the user
-    "react": Method("neutral", tools=("Wiki",), eager=True),
-    # MemoryBank (Zhong et al., 2024) as memory of the neutral agent with Wikipedia; it summarizes 5 periods of the history
-    "membank": Method("neutral", tools=("Wiki",), bank=True, eager=True),
-    # the method: profile -> persona -> alignment -> ReAct over Wikipedia and episodic memory
-    "personaagent": Method("persona", profile=True, tools=("Wiki", "RAG"), aligned=True),
-    # Table 3: the same agent with one part taken out
-    "no-alignment": Method("persona", profile=True, tools=("Wiki", "RAG")),
-    "no-persona": Method("neutral", tools=("Wiki", "RAG")),
-    "no-memory": Method("persona", tools=("Wiki",)),
-    "no-action": Method("persona", profile=True, aligned=True),
+    # Yao et al. (2023): nothing of the user, as the paper's numbers suggest
+    "react": Method(NEUTRAL, tools=("Wiki",), eager=True),
+    # MemoryBank (Zhong et al., 2024)
+    "membank": Method(NEUTRAL, tools=("Wiki",), bank=True, eager=True),
+    # the paper's method
+    "personaagent": Method(PERSONA, profile=True, tools=BOTH, aligned=True),
+    # Table 3: the same with one part taken out
+    "no-alignment": Method(PERSONA, profile=True, tools=BOTH),
+    "no-persona": Method(NEUTRAL, tools=BOTH),
+    "no-memory": Method(PERSONA, tools=("Wiki",)),
+    "no-action": Method(PERSONA, profile=True, aligned=True),
 }
 GROUPS = {"table2": list(METHODS)[:8], "table3": list(METHODS)[7:], "all": list(METHODS)}
-NEUTRAL = "You are a helpful assistant. Answer the question."  # ours: the system prompt of an agent without a persona
-UNKNOWN = "nothing is known."  # ours: the profile in Appendix B's prompt where there is none
-BANK = "{neutral} What you know of the user: {portrait}\n\nRelated memories:\n{memories}"  # ours, for membank
+# ours: the profile in Appendix B's prompt where there is none
+UNKNOWN = "nothing is known."
+# ours, for membank
+BANK = """\
+{neutral} What you know of the user: {portrait}
+
+Related memories:
+{memories}"""
 
 
-def retrieval_query(task, text):
-    """The part of an input that LaMP's retrieval searches with."""
-    return " ".join(task.match(text)[group] for group in task.options or ["key"])
+def _icl_examples(task, users, seed):
+    """{user id: {query id: seeded questions of other users with their answers}}, none of which has
+    the text of a query of this user."""
+    k = max(method.others for method in METHODS.values())
+    pool = []
+    for user in users:
+        pool += [(user, episode) for episode in user.history if episode.response]
+    examples = {}
+    for user in users:
+        mine = examples[user.id] = {}
+        asked = {task.key(query.input) for query in user.queries}
+        for query in user.queries:
+            found = mine[query.id] = []
+            drawn = random.Random(f"{seed} {query.id}").sample(pool, min(len(pool), 50 * k))
+            for owner, episode in drawn:
+                if len(found) < k and owner is not user and task.key(episode.query) not in asked:
+                    found.append(f"{episode.query}\n{episode.response}")
+    return examples
 
 
-def rag_prompt(task, text, memory, k):
-    """LaMP's own construction: the retrieved items before the input, in LaMP-1 behind its first word 'title'."""
-    found = memory.search(retrieval_query(task, text), k)
+def _rag_prompt(task, question, store, k):
+    """LaMP's own construction: retrieved items before the input, in LaMP-1 behind its first word
+    'title'."""
+    found = store.search(task.content(question), k)
     joined = ", and ".join(episode.metadata["example"] for episode, _ in found)
-    return text if not found else text.replace("title", f"title, and {joined}", 1) if task.options else f"{joined}. {text}"
+    if not found:
+        return question
+    if task.options:
+        return question.replace("title", f"title, and {joined}", 1)
+    return f"{joined}. {question}"
 
 
-def examples(task, user, pool, seed, k):
-    """{query id: k seeded questions of other users with their answers, none with the text of one of this user's queries}.
-
-    pool: (user id, Episode) of all that is labelled."""
-    own = {task.key(q.input) for q in user.queries}
-    drawn = {q.id: random.Random(f"{seed} {q.id}").sample(pool, min(len(pool), 50 * k)) for q in user.queries}
-    return {i: [f"{e.query}\n{e.response}" for owner, e in found if owner != user.id and task.key(e.query) not in own][:k]
-            for i, found in drawn.items()}
-
-
-# one user's work as plain data. link: see `connect`; opts: settings by name; examples: of `icl`; done: {method: ids answered
-# before}; lines: {method: the user's line of personas.jsonl}
-Job = namedtuple("Job", "task methods link opts user examples done lines", defaults=[None] * 4)
-Setup = namedtuple("Setup", "task method llm wiki opts examples")  # of one method in one process
-
-
-def fill_memory(llm, history):
-    """The history as episodic memory."""
-    memory = EpisodicMemory(llm.embed, lambda texts: llm.embed(texts, query=True))
-    memory.add(history)
-    return memory
-
-
-def build_agent(setup, user, shared, line, emit):
-    """One user's PersonaAgent: memory, profile, persona and, where asked for, alignment; `bank` is its MemoryBank or None.
-
-    shared: what the methods have in common for this user, the memory and the profile. line: what an earlier start of this run
-    wrote to personas.jsonl; the persona is then taken from it, else a new line goes to emit(file, line)."""
-    method, llm, opts = setup.method, setup.llm, setup.opts
-    meter = Meter(llm)
-    with ThreadPoolExecutor(1) as side:  # the profile does not wait for the embeddings
-        filling = side.submit(fill_memory, llm, user.history) if method.embeds and "memory" not in shared else None
-        if method.profile and not line and "profile" not in shared:
-            shared["profile"] = summarize(meter, user.history, setup.task.summary), meter.usage
-    if filling:
-        shared["memory"] = filling.result()
-    memory = shared.get("memory")
-    bound = [tool for tool in (setup.wiki, RAG(memory, opts["top_k"])) if tool.name in method.tools]
-    bank = MemoryBank(meter, memory, made=line and (line["profile"], line["bank"])) if method.bank else None
-    if not line:
-        profile, used = (bank.portrait, meter.usage) if bank else shared["profile"] if method.profile else ("", Usage())
-        start = {"persona": initial_persona(profile or UNKNOWN), "neutral": NEUTRAL, "": profile}[method.system]
-        meter = Meter(llm)
-        learner = PersonaAgent(meter, memory, start, bound, opts["max_steps"])
-        record = align.align(learner, meter, opts["batch"], opts["iterations"]) if method.aligned else align.Alignment(start, start)
-        line = {"user_id": user.id, "history": len(user.history), "labelled": sum(bool(e.response) for e in user.history),
-                "profile": profile, "bank": bank and bank.summaries, **asdict(record),
-                "usage": {"profile": asdict(used), "alignment": asdict(meter.usage)}}
-        if method.profile or method.system:
-            emit("personas.jsonl", line)
-    agent = PersonaAgent(llm, memory, line["final"], bound, opts["max_steps"])
-    agent.bank = bank
-    return agent
-
-
-def read_answer(task, question, text):
-    """The label that an answer gives, or None; in LaMP-1 it may also name just one of the two titles, without its number."""
-    label = metrics.parse(text, task.labels)
+def read_answer(task: Task, question: str, text: str) -> str | None:
+    """The label that an answer gives, or None; in LaMP-1 it may also name just one of the titles,
+    where it denies nothing outside them."""
+    if task.labels == metrics.RATINGS:
+        return metrics.parse_rating(text)
+    label = metrics.parse_label(text, task.labels)
     if label or not task.options:
         return label
-    titles = [rf"(?<!\w){re.escape(norm(task.match(question)[group]))}(?!\w)" for group in task.options]
-    named = [label for label, title in zip(task.labels, titles) if re.search(title, norm(text))]
-    denied = metrics.DENIED.search(re.sub("|".join(titles), "", norm(text)))  # a title may hold a 'no' of its own
-    return named[0] if len(named) == 1 and not denied else None
+    rest = " ".join(text.lower().split())
+    named = []
+    # The longer title first: it may hold the other one.
+    for option, title in sorted(task.titles(question).items(), key=lambda pair: -len(pair[1])):
+        form = rf"(?<!\w){re.escape(' '.join(title.lower().split()))}(?!\w)"
+        rest, times = re.subn(form, "", rest)
+        if times:
+            named.append(option)
+    return named[0] if len(named) == 1 and not metrics.DENIES.search(rest) else None
 
 
-def answer_query(setup, agent, user, query, result=None):
-    """The line of predictions.jsonl for one query; `result` where its answer is known already."""
-    start, prompt, method = time.monotonic(), query.input, setup.method
-    if not result:
-        prompt = rag_prompt(setup.task, prompt, agent.memory, method.own) if method.own else prompt
-        prompt = "\n\n".join([*setup.examples[query.id], prompt]) if method.others else prompt
-        prompt = f"{agent.persona}\n\n{prompt}" if agent.persona and not method.system else prompt
-        system = agent.persona
-        if method.bank:
-            recalled = agent.bank.recall(retrieval_query(setup.task, query.input), setup.opts["top_k"])
-            system = BANK.format(neutral=NEUTRAL, portrait=agent.bank.portrait, memories=recalled)
-        result = complete(agent.llm, prompt) if not method.system else react(
-            agent.llm, system, prompt, agent.tools, agent.max_steps, method.eager)
-        prompt = f"{system}\n\n{prompt}" if method.bank else prompt  # what was recalled stands nowhere else
-    return {"user_id": user.id, "id": query.id, "question": prompt, "gold": query.gold,
-            "prediction": read_answer(setup.task, query.input, result.text), **asdict(result),
-            "seconds": round(time.monotonic() - start, 3)}
+# ------------------------------------------------------------------------------------- the cache
 
 
-def evaluate(job, emit=None):
-    """All methods' answers to one user's queries: rows (method, file, line) of the run folders, returned as a list, or handed
-    to emit(method, file, line) as each is ready.
+class Cache:
+    """Answers by their whole requests in one SQLite file, which threads and processes share, on a
+    network file system too (no write-ahead log). What is stored first stays.
 
-    From plain data to plain data, so that any executor can run it in any process. A failure, of the wire or of ours, is a
-    line of errors.jsonl for each query that it hit, and stops nothing else. A prompt that is too long for the model is the
-    method's own failure: an empty answer."""
-    rows, shared, (llm, wiki) = [], {}, connect(job.link, os.getpid())
-    emit = emit or (lambda *row: rows.append(row))
-    for name, line in job.lines.items():
-        if METHODS[name].profile:  # the profile of an earlier start serves all methods
-            shared["profile"] = line["profile"], Usage(**line["usage"]["profile"])
-    for name in job.methods:
-        queries = [q for q in job.user.queries if q.id not in job.done[name]]
-        if queries:
-            _evaluate(Setup(TASKS[job.task], METHODS[name], llm, wiki, job.opts, job.examples), job.user, queries, shared,
-                      job.lines.get(name), functools.partial(emit, name))
-    return rows
+    mode: 'rwc'; 'rw' answers from the file alone; 'memory' keeps nothing. source: who answers, a
+    part of the request. A fault of the file is a Problem: nothing is paid for that cannot be kept.
+    """
 
+    def __init__(self, path, mode="rwc"):
+        self.path = path
+        self.offline = mode == "rw"  # not 'ro': what a killed writer left must be rolled back
+        self._lock = threading.Lock()
+        with self._using():
+            uri = f"{Path(path).absolute().as_uri()}?mode={mode}"
+            self._db = sqlite3.connect(uri, timeout=60, check_same_thread=False, uri=True)
+            others = "SELECT count(*) FROM sqlite_master WHERE name NOT LIKE '%replies%'"
+            if self._db.execute(others).fetchone() != (0,):
+                raise sqlite3.DatabaseError("it is no cache, or one of an earlier version")
+            columns = "request BLOB PRIMARY KEY, source TEXT, answer"
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS replies ({columns})")
 
-def _evaluate(setup, user, queries, shared, line, emit):
-    """`evaluate` for one method."""
-    def attempt(stage, queries, work):
+    @contextmanager
+    def _using(self):
         try:
-            return work()
-        except Problem:  # a line cannot be written
-            raise
-        except ContextOverflow as e:
-            empty = Answer("", [Step(f"(no reply: {e})")], "overflow", Usage())
-            for query in queries:
-                emit("predictions.jsonl", answer_query(setup, None, user, query, empty))
+            with self._lock:
+                yield
+        except sqlite3.Error as e:
+            advice = "free what it needs, or name another --cache"
+            raise Problem(f"the cache {self.path} cannot be used ({e}): {advice}") from None
+
+    def _one(self, query, value):
+        with self._using():
+            row = self._db.execute(query, (value,)).fetchone()
+        return row[0] if row else None
+
+    def get(self, source: str, request: Any) -> Any:
+        """The stored answer, text or bytes; None where there is none."""
+        return self._one("SELECT answer FROM replies WHERE request = ?", _key(source, request))
+
+    def put(self, source: str, requests: list, answers: list) -> list:
+        """Store answers; returns what is stored now, by whomever it was."""
+        rows = [(_key(source, r), source, answer) for r, answer in zip(requests, answers)]
+        with self._using(), self._db:
+            self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
+        return [self.get(source, request) for request in requests]
+
+    def count(self, source: str) -> int:
+        """How many answers of a source are stored."""
+        return self._one("SELECT count(*) FROM replies WHERE source = ?", source)
+
+    def dimension(self, source: str) -> int:
+        """Of the embeddings stored of a source, in half precision; 0 where there are none."""
+        query = "SELECT length(answer) / 2 FROM replies WHERE source = ? LIMIT 1"
+        return self._one(query, source) or 0
+
+
+def _key(source, request):
+    return hashlib.sha256(json.dumps([source, request]).encode()).digest()
+
+
+class Cached:
+    """A model whose every answer is kept in a Cache: nothing is asked twice. A chat's request is
+    provider, model, messages, temperature, stop, token limit and seed."""
+
+    def __init__(self, llm, cache, provider="openai", seed=0):
+        self.llm = llm
+        self.cache = cache
+        self.seed = seed
+        self.chats = f"{provider}/{llm.model}"
+        self.embeddings = f"embeddings {llm.embed_model}"
+
+    def chat(self, messages: list, stop: list | None = None, max_tokens: int = 0) -> Reply:
+        """As the model's; `usage.kept` tells an answer that was in the cache."""
+        limit = max_tokens or self.llm.max_tokens
+        request = [messages, self.llm.temperature, stop, limit, self.seed]
+        found = self.cache.get(self.chats, request)
+        kept = found is not None
+        if not kept:
+            self._check_online(self.chats)
+            answer = asdict(self.llm.chat(messages, stop, limit))
+            (found,) = self.cache.put(self.chats, [request], [json.dumps(answer)])
+        reply = json.loads(found)
+        reply["usage"]["kept"] = int(kept)
+        return Reply(reply["raw"], reply["finish"], Usage(**reply["usage"]))
+
+    def embed(self, texts: list) -> np.ndarray:
+        """As the model's, as unit rows, kept in half precision (cosines move by less than 1e-4).
+
+        Raises Problem where the cache holds another dimension than the model gives."""
+        for start in range(0, len(texts), 64):  # each batch is kept as soon as it is there
+            batch = [t for t in texts[start : start + 64] if not self.cache.get(self.embeddings, t)]
+            if batch:
+                self._check_online(self.embeddings)
+                rows = np.asarray(self.llm.embed(batch), np.float64)
+                held, given = self.cache.dimension(self.embeddings), rows.shape[1]
+                if held not in (0, given):
+                    sizes = f"{held} dimensions, the server gives {given}"
+                    raise Problem(f"{self.cache.path} holds {self.embeddings} of {sizes}")
+                norms = np.linalg.norm(rows, axis=1, keepdims=True)
+                if not norms.all():
+                    LOG.warning("%s: all zero for some texts", self.embeddings)
+                unit = (rows / np.maximum(norms, 1e-300)).astype(np.float16)
+                self.cache.put(self.embeddings, batch, [row.tobytes() for row in unit])
+        stored = [self.cache.get(self.embeddings, text) for text in texts]
+        return np.array([np.frombuffer(row, np.float16) for row in stored], np.float32)
+
+    def _check_online(self, source):
+        if self.cache.offline:
+            raise ServiceError(f"{self.cache.path} lacks an answer of {source}", kind="offline")
+
+
+class CachedWiki(Wiki):
+    """Wikipedia with every look-up kept, but not its outages: they are asked anew."""
+
+    cache: Cache
+
+    def look_up(self, topic: str) -> str:
+        source = f"pages {self.base_url}"
+        found = self.cache.get(source, topic)
+        if found is None:
+            if self.cache.offline:
+                raise WikiUnreachable("--offline: the cache has no such page")
+            (found,) = self.cache.put(source, [topic], [super().look_up(topic)])
+        return found
+
+
+class Meter:
+    """A model that counts what goes through it."""
+
+    def __init__(self, llm):
+        self.llm = llm
+        self.usage = Usage()
+        self._lock = threading.Lock()
+
+    def chat(self, *args: Any, **kwargs: Any) -> Reply:
+        """As the model's."""
+        reply = self.llm.chat(*args, **kwargs)
+        with self._lock:
+            self.usage += reply.usage
+            self.usage.cut += reply.finish == "length"
+            self.usage.lost += reply.finish in FAILURES
+        return reply
+
+
+# ------------------------------------------------------------------------------------- one user
+
+
+@dataclass
+class Trial:
+    """One method on one user. store: the user's episodic memory, filled by the first to need it."""
+
+    settings: Namespace
+    method: Method
+    user: User
+    store: EpisodicMemory
+    llm: Any
+    tools: list
+    bank: MemoryBank | None = None
+    profile: str = ""
+    persona: str = ""
+
+    def rows(self, examples):
+        """Its line of personas.jsonl and its rows of predictions.jsonl."""
+        line = self._attempt({"user_id": self.user.id}, self._prepare)
+
+        def _ask(query):
+            if "error" in line:
+                return {**line, "id": query.id, "usage": asdict(Usage())}
+            row = {"user_id": self.user.id, "id": query.id}
+            return self._attempt(row, lambda llm: self._answer(llm, query, examples[query.id]))
+
+        with ThreadPoolExecutor(self.settings.workers) as pool:
+            return {"line": line, "rows": list(pool.map(_ask, self.user.queries))}
+
+    def _attempt(self, row, work):
+        """`row` with what work(model) gives, or with its error; and the cost. An error is raised
+        where no other request can succeed either."""
+        meter = Meter(self.llm)
+        try:
+            row |= work(meter)
         except Exception as e:
-            for query in queries:
-                emit("errors.jsonl", {"user_id": user.id, "id": query.id, "stage": stage, "error": f"{type(e).__name__}: {e}"})
+            if getattr(e, "fatal", False):
+                raise
+            row["error"] = f"{type(e).__name__}: {e}"
+        return {**row, "usage": asdict(meter.usage)}
 
-    agent = attempt("persona", queries, lambda: build_agent(setup, user, shared, line, emit))
-    if agent:
-        with ThreadPoolExecutor(min(len(queries), setup.llm.workers)) as pool:
-            list(pool.map(lambda q: attempt("answer", [q], lambda: emit("predictions.jsonl", answer_query(setup, agent, user, q))),
-                          queries))
+    def _prepare(self, llm):
+        """Profile, persona and, where the method has it, alignment."""
+        method, settings, history = self.method, self.settings, self.user.history
+        if method.embeds and not len(self.store):
+            self.store.add(history)
+        if method.bank:
+            self.bank = MemoryBank(llm, self.store)
+            self.profile = self.bank.portrait
+        if method.profile:
+            self.profile = summarize(llm, history, TASKS[settings.task].summary)
+        start = method.system.replace("{profile}", self.profile or UNKNOWN)
+        agent = PersonaAgent(llm, self.store, start, self.tools, settings.max_steps)
+        iterations = settings.iterations if method.aligned else 0
+        record = align.align(agent, llm, settings.batch, iterations)
+        self.persona = record.final
+        labelled = sum(bool(episode.response) for episode in history)
+        sizes = {"history": len(history), "labelled": labelled}
+        return {**sizes, "profile": self.profile, **asdict(record)}
+
+    def _answer(self, llm, query, examples):
+        """The answer to one query."""
+        task, method = TASKS[self.settings.task], self.method
+        prompt, system = query.input, self.persona
+        if method.own:
+            prompt = _rag_prompt(task, prompt, self.store, method.own)
+        prompt = "\n\n".join([*examples[: method.others], prompt])
+        if self.profile and not system:
+            prompt = f"{self.profile}\n\n{prompt}"
+        if self.bank:
+            memories = self.bank.recall(task.content(query.input), self.settings.top_k)
+            system = BANK.format(neutral=system, portrait=self.profile, memories=memories)
+        if method.system:
+            limit = self.settings.max_steps
+            answer = react(llm, system, prompt, self.tools, limit, method.eager)
+        else:
+            reply = llm.chat([{"role": "user", "content": prompt}])
+            answer = Answer(reply.text, [], FAILURES.get(reply.finish, "answered"), reply.usage)
+        return {
+            # what was recalled stands nowhere else
+            "question": f"{system}\n\n{prompt}" if self.bank else prompt,
+            "gold": query.gold,
+            "prediction": read_answer(task, query.input, answer.text),
+            "seconds": round(answer.usage.seconds, 3),
+            **asdict(answer),
+        }
 
 
-# ---------------------------------------------------------------------------------------------------- a run
+def evaluate(settings: Namespace, user: User, methods: list, examples: dict) -> dict:
+    """{method: {"line": of personas.jsonl, "rows": of predictions.jsonl}} of one user.
 
-def run(base, users, shown, folders, origin, pool, llm):
-    """Evaluate the users in an executor, each a Job made from `base`, writing each line as it comes: {method: results.json}.
+    From plain data to plain data: any executor can run it, in any process. A failure, of the wire
+    or of ours, is a row with the error and stops nothing else. Raises Problem, and ServiceError
+    where no other request can succeed."""
+    llm, wiki = _connected(json.dumps(vars(settings)), os.getpid())
+    store = EpisodicMemory(llm.embed)
+    both = (wiki, RAG(store, settings.top_k))
+    found = {}
+    for name in methods:
+        allowed = [tool for tool in both if tool.name in METHODS[name].tools]
+        found[name] = Trial(settings, METHODS[name], user, store, llm, allowed).rows(examples)
+    return found
 
-    shown: {user id: `examples`}. folders: {method: Folder}; what they hold is resumed. origin: what results.json says of its
-    making. llm: told to stop at Ctrl-C: it finishes the requests in flight and sends no more."""
-    task, start, waiting = TASKS[base.task], time.time(), set()
-    ledger = Ledger(folders, task.labels, [q.id for u in users for q in u.queries])
-    for m, folder in folders.items():
-        folder.write("results.json", {"complete": False, "method": m, **origin})
-    jobs = [base._replace(user=u, examples=shown[u.id], done={m: set(rows) for m, rows in ledger.rows.items()},
-                          lines={m: lines[u.id] for m, lines in ledger.lines.items() if u.id in lines}) for u in reversed(users)]
-    live = [ledger.add] if isinstance(pool, ThreadPoolExecutor) else []  # across processes the lines come when the user is done
+
+@lru_cache(1)
+def _connected(settings_json, pid):
+    """`connect`, once in each process, whose id is `pid`."""
+    return connect(Namespace(**json.loads(settings_json)))
+
+
+def connect(settings: Namespace) -> tuple[Cached, Wiki]:
+    """The model and Wikipedia, each with the cache, for the options of `model_options` and `seed`,
+    `workers`, `cache` and `offline`. Raises Problem."""
+    resolve(settings)
+    names = ("model", "embed_model", "temperature", "max_tokens", "workers")
+    options = {name: getattr(settings, name) for name in names}
+    mode = "rwc"
+    address = WIKIPEDIA
+    llm: Client
+    if settings.model == STAND_IN:
+        from tests import standin
+
+        address = f"http://127.0.0.1:{standin.start().server_port}"
+        llm = OpenAICompatible(base_url=f"{address}/v1", api_key="none", **options)
+        mode = "memory"  # an old stand-in never answers for a new one
+    elif settings.offline:
+        llm = Client(**options)
+        mode = "rw"
+    elif settings.provider == "bedrock":
+        llm = Bedrock(**options)
+    else:
+        options["embed_base_url"] = settings.embed_base_url
+        llm = OpenAICompatible(base_url=settings.base_url, **options)
+    llm.hasty = True
+    with suppress(OSError):  # then the cache says what is wrong
+        os.makedirs(os.path.dirname(settings.cache), exist_ok=True)
+    wiki = CachedWiki(settings.wiki_base_url or address)
+    wiki.cache = Cache(settings.cache, mode)
+    return Cached(llm, wiki.cache, settings.provider, settings.seed), wiki
+
+
+def resolve(settings: Namespace) -> None:
+    """Fill in provider and models that were left open. Without a model option: the stand-in,
+    whatever keys the environment holds. Raises Problem."""
+    if not (settings.model or settings.base_url or settings.provider):
+        settings.model = STAND_IN
+    if settings.model == STAND_IN:
+        settings.embed_model = STAND_IN
+        settings.provider = "openai"
+        if not (HERE / "tests" / "standin.py").exists():
+            raise Problem("the stand-in comes with a source checkout: name a --model")
+        return
+    address = settings.base_url or os.environ.get("OPENAI_BASE_URL")
+    if address:
+        check_address(address, "--base-url (or OPENAI_BASE_URL)")
+    openai = address or os.environ.get("OPENAI_API_KEY")
+    if not settings.provider:
+        aws = {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & set(os.environ)
+        settings.provider = "bedrock" if aws and not openai else "openai"
+    if not settings.model:
+        raise Problem("--model is missing: the name of the model, as its server has it")
+    usual = None
+    if settings.provider == "bedrock":
+        name = "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"
+        check_address(os.environ.get(name) or WIKIPEDIA, name)
+        usual = "amazon.titan-embed-text-v2:0"
+    elif not openai and not settings.offline:
+        raise Problem(NO_SERVER)
+    elif "api.openai.com" in (settings.embed_base_url or address or "api.openai.com"):
+        usual = "text-embedding-3-small"
+    settings.embed_model = settings.embed_model or usual
+
+
+# ------------------------------------------------------------------------------------- a run
+
+
+def _expected(settings, users, name):
+    """About how many chat calls a method makes, where each tool is used once."""
+    method = METHODS[name]
+    turns = len(method.tools) + 1
+    calls = len(users) * (method.profile + 11 * method.bank)
+    for user in users:
+        calls += len(user.queries) * turns
+        if method.aligned and any(episode.response for episode in user.history):
+            calls += settings.iterations * (settings.batch * (turns + 1) + 1)
+    return calls
+
+
+def run(
+    settings: Namespace,
+    users: list,
+    examples: dict,
+    folders: dict,
+    origin: dict,
+    pool: Executor,
+) -> dict:
+    """Evaluate the users in an executor: {method: results.json}.
+
+    Each method's files are written whole whenever another tenth of the users is done, and at the
+    end, however it ends."""
+    expected = sum(_expected(settings, users, name) for name in folders)
+    done: dict = {}
+    futures = {}
+    used = Usage()
+    start = time.monotonic()
     try:
-        while jobs or waiting:
-            try:
-                while jobs:
-                    waiting.add(pool.submit(evaluate, jobs.pop(), *live))
-                done = wait(waiting, 1, FIRST_COMPLETED)[0]  # no longer: a Ctrl-C just before a wait does not end it
-                while done:  # and let go of each
-                    future = done.pop()
-                    waiting.discard(future)
-                    for row in () if future.cancelled() else future.result():
-                        ledger.add(*row)
-            except KeyboardInterrupt:
-                if ledger.stopping:
-                    raise
-                ledger.stopping = llm.http.stopped = True
-                jobs.clear()
-                for future in waiting:
-                    future.cancel()
-                print("\nstopping: requests in flight are finished, and what needs no more of them is saved; Ctrl-C again stops "
-                      "at once", file=sys.stderr)
-    except BaseException:
-        llm.http.stopped = True  # nothing more is paid for that cannot be kept
-        for future in waiting:
-            future.cancel()
-        raise
-    started = {"seconds": round(time.time() - start, 1), "embedding": asdict(llm.embed_usage),
-               "options the model refused": [name for name, sent in llm.options.items() if not sent]}
-    started |= {"cache": {"found": llm.cache.found, "asked": llm.cache.asked}} if base.link.cache else {}
-    results = {}
-    for m, folder in folders.items():
-        results[m] = {**results_of(task, users, folder), "this_start": started, "method": m, **origin}
-        folder.write("results.json", results[m])
-    if ledger.stopping:
-        raise KeyboardInterrupt
+        for user in users:
+            job = pool.submit(evaluate, settings, user, settings.method, examples[user.id])
+            futures[job] = user.id
+        for job in as_completed(futures):
+            done[futures[job]] = job.result()
+            for found in job.result().values():
+                used += total([found["line"], *found["rows"]])
+            left = max(expected - used.calls, 0) if used.calls > used.kept else 0
+            left *= (time.monotonic() - start) / max(used.calls - used.kept, 1)
+            text = (
+                f"{len(done)}/{len(users)} users, {used.calls} of about {expected} calls, "
+                f"{(used.input + used.output) // 1000}k tokens, {left:.0f} s left"
+            )
+            tenth = len(done) * 10 % len(users) < 10  # it has just been passed
+            _show(text, tenth)
+            if tenth:
+                save(TASKS[settings.task], users, done, folders, origin)
+    except BrokenExecutor as e:
+        raise Problem(f"a worker process died ({e}): the same command goes on from there") from None
+    finally:
+        for job in futures:
+            job.cancel()
+        origin["seconds"] = round(time.monotonic() - start, 1)
+        results = save(TASKS[settings.task], users, done, folders, origin)
     return results
 
 
-def embed_personas(folder, llm):
-    """Write personas.npz: users (n,), embeddings of their final personas (n, d), and of Appendix B's prompt without a profile."""
-    finals = {line["user_id"]: line["final"] for line in metrics.read_lines(folder.path / "personas.jsonl")}
-    rows = llm.embed([initial_persona(""), *finals.values()])
-    folder.save("personas.npz", users=np.array(list(finals), str), final=rows[1:], initial=rows[0])
+def _show(progress, tenth):
+    """One line on a terminal, elsewhere one at every tenth of the users."""
+    if sys.stderr.isatty():
+        print(f"\r{progress}\033[K", end="\n" * tenth, file=sys.stderr, flush=True)
+    elif tenth:
+        print(progress, file=sys.stderr)
 
 
-def results_of(task, users, folder):
-    """What a run came to (metrics.measure) and whom it covered; writes lamp.json and gold.json beside it."""
-    found = metrics.measure(folder.path, task.labels, [q.id for u in users for q in u.queries])
-    rows = found.pop("rows").values()
-    found = {"complete": len(rows) == sum(len(u.queries) for u in users), **found}
-    for file, key in (("gold.json", "gold"), ("lamp.json", "prediction")):
-        folder.write(file, {"task": task.folder.split("/")[0], "golds": [{"id": r["id"], "output": r[key] or ""} for r in rows]})
-    steps = [s for answer in [*rows, *found.pop("simulated")] for s in answer["steps"]]
-    found["users"] |= {"n": len(users), "leaks_removed": sum(u.leaks for u in users)}
-    return {**found, "failed_wiki_calls": sum(s["observation"] == WIKI_DOWN for s in steps)}
+def total(parts: Iterable) -> Usage:
+    """The cost of rows and lines."""
+    usage = Usage()
+    for part in parts:
+        usage += Usage(**part["usage"])
+    return usage
 
 
-def show(query_id, root, methods):
-    """Print one query of every run of `methods` below `root` that answered it, as a story."""
-    runs = [run for run in metrics.runs_below([root], TASKS) if run["method"] in methods]
-    found = [(run["folder"], run["rows"][query_id]) for run in runs if query_id in run["rows"]]
-    if not found:
-        raise Problem(f"no query {query_id!r} in the {len(runs)} runs below {root}: --output names another root.", 2)
-    for folder, row in found:
-        print(f"=== {folder}: query {row['id']} of user {row['user_id']}\n")
-        line = {r["user_id"]: r for r in metrics.read_lines(folder / "personas.jsonl")}.get(row["user_id"])
-        if line:
-            print(f"--- profile (semantic memory)\n{line['profile'] or '(empty)'}\n\n{align.story(line)}\n")
-        print(f"--- question\n{row['question']}\n\n{align.tell(row)}, read as {row['prediction']!r}\n"
-              f"the user's: {row['gold']!r}, {'RIGHT' if row['prediction'] == row['gold'] else 'WRONG'}\n"
-              f"{row['usage']['calls']} calls, {row['usage']['input']} + {row['usage']['output']} tokens, {row['seconds']} s\n")
+def save(task: Task, users: list, done: dict, folders: dict, origin: dict) -> dict:
+    """Write the files of every method, rows in the order of the users: {method: results.json}."""
+    results = {}
+    for name, folder in folders.items():
+        outcomes = [done[user.id][name] for user in users if user.id in done]
+        lines = [outcome["line"] for outcome in outcomes]
+        rows = list(chain(*(outcome["rows"] for outcome in outcomes)))
+        found = [row for row in rows if "error" not in row]
+        results[name] = {
+            "method": name,
+            "complete": len(found) == sum(len(user.queries) for user in users),
+            **origin,
+            "users": {"n": len(users), "leaks_removed": sum(user.leaks for user in users)},
+            "errors": [row["error"] for row in rows if "error" in row],
+            "usage": {"personas": asdict(total(lines)), "answers": asdict(total(rows))},
+            **_scores(task, found, len(outcomes) == len(users)),
+            "aligned": sum(bool(line.get("iterations")) for line in lines),
+            "updated": sum(line.get("final") != line.get("initial") for line in lines),
+            "wikipedia_outages": _outages(lines, found),
+        }
+        _write(folder / "predictions.jsonl", rows)
+        _write(folder / "personas.jsonl", lines)
+        for file, key in (("gold.json", "gold"), ("lamp.json", "prediction")):
+            golds = [{"id": row["id"], "output": row[key] or ""} for row in found]
+            _write(folder / file, {"task": task.folder[:6], "golds": golds})
+        _write(folder / "results.json", results[name])  # the last: who finds it finds all
+    return results
 
 
-# ---------------------------------------------------------------------------------------------------- command line
+def _scores(task, rows, finished):
+    """What answers come to; with intervals at the end."""
+    gold = [row["gold"] for row in rows]
+    pred = [row["prediction"] for row in rows]
+    text = [row["text"] for row in rows]
+    owners = [row["user_id"] for row in rows]
+    right = sum(row["prediction"] == row["gold"] for row in rows)
+    return {
+        "metrics": {"n": len(rows), "right": right, **metrics.score(gold, pred, task.labels)},
+        "intervals": metrics.interval(owners, gold, pred, task.labels) if finished else {},
+        "strict": metrics.score(gold, text, task.labels),
+        "unparsed": pred.count(None),
+        "status": Counter(row["status"] for row in rows),
+    }
 
-def misused(message):
-    raise Problem(f"{message} (--help lists every flag)", 2)
+
+def _outages(lines, rows):
+    """How many answers, those of alignment's simulations too, met an outage of Wikipedia."""
+    answers = list(rows)
+    for iteration in chain(*(line.get("iterations", []) for line in lines)):
+        answers += [sample["answer"] for sample in iteration["samples"]]
+    return sum(WIKI_DOWN in str(answer["steps"]) for answer in answers)
 
 
-def positive(text):
+def _write(path, data):
+    """Replace a file by data as JSON, or by a line for each of them, when the new one is whole."""
+    if path.suffix == ".jsonl":
+        text = "".join(f"{json.dumps(row)}\n" for row in data)
+    else:
+        text = re.sub(r": NaN\b", ": null", json.dumps(data, indent=1))
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as e:
+        raise Problem(f"{path} cannot be written ({e.strerror}); the answers are kept") from None
+
+
+def table(results: dict) -> str:
+    """{method: results.json} as an aligned text table."""
+    wide = max(map(len, ["method", *results]))
+    lines = []
+    for method, found in results.items():
+        n, right, first, second = found["metrics"].values()
+        errors = len(found["errors"])
+        aligned, updated = f"{found['aligned']} of {found['users']['n']}", found["updated"]
+        if not found["aligned"]:
+            aligned = updated = "-"
+        used = total({"usage": cost} for cost in found["usage"].values())
+        asked = max(n + errors, 1)
+        lines.append(
+            f"{method:<{wide}} {n:>4} {right:>6} {first:>9.3f} {second:>9.3f} "
+            f"{found['unparsed']:>9} {found['status']['forced']:>7} {errors:>7} {aligned:>10} "
+            f"{updated:>8} {used.calls / asked:>12.1f} {(used.input + used.output) / asked:>13.0f}"
+        )
+    *_, metric, other = found["metrics"]
+    head = f"{'method':<{wide}}    n  right {metric:>9} {other:>9}  unparsed  forced  errors"
+    return "\n".join([f"{head}    aligned  updated  calls/query  tokens/query", *lines])
+
+
+# ------------------------------------------------------------------------------ command line
+
+WIKIPEDIA = "https://en.wikipedia.org"
+STAND_IN = "stand-in"
+NO_MODEL = """\
+NO LANGUAGE MODEL is involved: a stand-in answers by counting words (tests/standin.py). The scores \
+say nothing about the method.
+Connect a model: --model gpt-4o-mini with OPENAI_API_KEY set, or --base-url \
+http://localhost:11434/v1 --model M --embed-model E"""
+NO_SERVER = """\
+no server to talk to: set OPENAI_API_KEY (OpenAI), --base-url (a local server), or AWS_REGION and \
+AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Bedrock)"""
+EXAMPLES = """\
+examples:
+  python lamp.py --task lamp1                         the bundled sample and the stand-in
+  python lamp.py --task lamp2m --model gpt-4o-mini    OpenAI, with OPENAI_API_KEY
+  python lamp.py --task lamp3 --data LaMP --method table2 --base-url URL --model M --embed-model E
+"""
+NEEDS_MODEL = ("embed_model", "embed_base_url", "cache", "offline")
+# options in which the runs of a folder may differ
+FREE = [
+    "task",
+    "method",
+    "base_url",
+    "embed_base_url",
+    "wiki_base_url",
+    "workers",
+    "output",
+    "cache",
+    "offline",
+    "provider",
+]
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
-FLAGS = {  # group -> [(flag, default, type, help)]; everything above 'run' is a setting that makes a run what it is
-    "what": [("--task", None, str, "one of " + ", ".join(TASKS)),
-             ("--method", None, str, "a comma list of " + ", ".join([*METHODS, *GROUPS]) + " (personaagent; with --show: all)"),
-             ("--data", None, str, "LaMP folder or file, official or OPPU layout (default: the bundled sample)"),
-             ("--users", 100, positive, "how many users, those with the longest history"),
-             ("--queries-per-user", 3, positive, "the latest queries of each"),
-             ("--max-history", None, positive, "keep only the newest items of a history (cold start)"),
-             ("--limit", None, positive, "queries in all"),
-             ("--seed", 0, int, "of what is drawn: LaMP-1's negatives, icl's examples")],
-    "model": [("--provider", None, str, "openai (any server that speaks its API) or bedrock; default: what the environment has"),
-              ("--model", None, str, "chat model; without it, --base-url and --provider a stand-in answers, no language model"),
-              ("--embed-model", None, str, "embedding model (default on OpenAI: text-embedding-3-small, on Bedrock: Titan V2)"),
-              ("--temperature", 0.1, float, "sampling temperature"),
-              ("--wiki-base-url", None, str, "host root of another Wikipedia")],
-    "method": [("--top-k", 4, positive, "K memories per retrieval of the agent, sharing 2,000 characters"),
-               ("--batch", 3, positive, "n interactions of the alignment batch"),
-               ("--iterations", 1, positive, "alignment iterations"),
-               ("--max-steps", 8, positive, "replies of the ReAct loop before the answer is forced")],
-    "run": [("--report", None, str, "print Markdown tables of all runs below these folders, and stop"),
-            ("--region", None, str, "of Bedrock (AWS_REGION, AWS_DEFAULT_REGION)"),
-            ("--base-url", None, str, "of an OpenAI-compatible server, up to /v1"),
-            ("--embed-base-url", None, str, "where the embedding model is served, if elsewhere"),
-            ("--workers", 8, positive, "requests in flight"),
-            ("--output", "runs", str, "root of the run folders <task>/<method>[-changed settings]"),
-            ("--cache", None, str, "keep every answer of the services in this file, and ask for none twice"),
-            ("--offline", False, bool, "answer from the cache alone: no key, no server"),
-            ("--show", None, str, "print query ID of the runs below --output as a story, and stop")]}
-SETTINGS = {flag[2:].replace("-", "_"): default for group in ("what", "model", "method") for flag, default, *_ in FLAGS[group]}
-EXAMPLES = """examples:
-  python lamp.py --task lamp1                             the bundled sample and the stand-in: no key, no model
-  python lamp.py --task lamp2m --model gpt-4o-mini        OpenAI, with OPENAI_API_KEY
-  python lamp.py --task lamp3 --data LaMP --method table2 --base-url URL --model M --embed-model E
-  python lamp.py --show 6100                              one query of the runs in runs/, as a story"""
+def run_options(parser: ArgumentParser) -> None:
+    """What is evaluated, and how."""
+    add = parser.add_argument_group("what").add_argument
+    add("--task", required=True, choices=TASKS)
+    add("--method", default="personaagent", help="a comma list of methods, or table2, table3, all")
+    add("--data", help="LaMP folder or file, official or OPPU layout (the bundled sample)")
+    add("--users", type=positive, default=100, help="how many, those with the longest history")
+    add("--queries-per-user", type=positive, default=3, help="the latest of each")
+    add("--max-history", type=positive, default=0, help="keep only the newest items (cold start)")
+    add("--limit", type=positive, help="queries in all")
+    add("--seed", type=int, default=0, help="of what is drawn; another one asks the model anew")
+    add = parser.add_argument_group("method").add_argument
+    add("--top-k", type=positive, default=4, help="K memories per retrieval of the agent")
+    add("--batch", type=positive, default=3, help="n interactions of the alignment batch")
+    add("--iterations", type=positive, default=1, help="of the alignment")
+    add("--max-steps", type=positive, default=8, help="replies before an answer is forced")
+    add = parser.add_argument_group("run").add_argument
+    add("--workers", type=positive, default=8, help="requests in flight")
+    add("--output", default="runs", help="root of <task>/<method>[-changed settings]")
+    add("--cache", help="file of all answers (<output>/cache.sqlite)")
+    add("--offline", action="store_true", help="answer from the cache alone: no key, no server")
 
 
-def arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=EXAMPLES, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = misused
-    for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for flag, default, kind, text in flags:
-            text += f" ({default})" if default not in (None, False) else ""
-            if kind is bool:
-                group.add_argument(flag, action="store_true", help=text)
-                continue
-            group.add_argument(flag, default=default, type=kind, help=text, nargs="+" if flag == "--report" else None,
-                               metavar="DIR" if flag == "--report" else flag.rsplit("-", 1)[1].upper())
-    args = parser.parse_args(argv)
-    args.chosen, args.method = args.method, args.method or "personaagent"
-    args.method = list(dict.fromkeys(m for part in args.method.split(",") for m in GROUPS.get(part, [part])))
-    args.stand_in = not (args.model or args.base_url or args.provider)
-    args.embeds = any(METHODS[m].embeds for m in args.method if m in METHODS)
-    for flag, value, known in [("--task", args.task, TASKS), *(("--method", m, METHODS) for m in args.method),
-                               ("--provider", args.provider or "openai", ("openai", "bedrock"))]:
-        if value not in known and args.show is None and not args.report:
-            misused(f"{flag} {value or 'is missing'}: choose from {', '.join(known)}")
-    if args.stand_in and (args.embed_model or args.embed_base_url or args.region):
-        misused("--embed-model, --embed-base-url and --region need a model: add --model, --base-url or --provider")
-    for url in filter(None, (args.base_url, args.embed_base_url, args.wiki_base_url)):
-        if not re.match(r"https?://[^/@\s]+(/[^@\s]*)?$", url):
-            misused("an address must look like http://localhost:11434/v1, without user or password (a key: OPENAI_API_KEY)")
-    if args.offline and not (args.cache and (args.model or args.stand_in)):
-        misused("--offline needs --cache FILE, and --model with the name that its answers are stored under")
-    if args.data == "" or not 0 <= args.temperature <= 2:
-        misused("--data is empty" if args.data == "" else "--temperature is a number from 0 to 2")
-    return args
+def model_options(parser: ArgumentParser) -> None:
+    """Which models answer, and where."""
+    add = parser.add_argument_group("model").add_argument
+    add("--provider", choices=["openai", "bedrock"], help="openai: any server with its API")
+    add("--model", help="chat model; without it a stand-in answers, no language model")
+    add("--embed-model", help="OpenAI: text-embedding-3-small, Bedrock: Titan V2, else name it")
+    add("--base-url", help="of an OpenAI-compatible server, up to /v1")
+    add("--embed-base-url", help="where the embedding model is served, if elsewhere")
+    add("--temperature", type=float, default=0.1, help="from 0 to 2")
+    add("--max-tokens", type=positive, default=1024, help="of an answer, a profile, a feedback")
+    add("--wiki-base-url", help="root of another Wikipedia")
 
 
-Link = namedtuple("Link", "stand_in provider model embed_model temperature base_url embed_base_url region wiki_base_url workers "
-                          "cache offline embeds")  # what `connect` needs, as plain data; keys come from the environment
-
-
-@functools.lru_cache(1)
-def connect(link, pid):
-    """(model, Wiki), made once in each process, whose id is `pid`."""
-    kind, llm, wiki = dial(link)
-    if link.cache:
-        cache, look_up = Cache(link.cache, link.offline), wiki.run
-        source = "Wiki/" + (link.wiki_base_url or ("stand-in" if link.stand_in else wiki.base))
-        llm = Cached(llm, cache, kind)
-        wiki.run = lambda topic: cache.answers(source, [topic], lambda _: [look_up(topic)])[0]
-    return llm, wiki
-
-
-def dial(link):
-    """(provider, client, Wiki) for the flags and the environment; without a model flag the stand-in, whatever keys there are."""
-    wiki, rest = Wiki(link.wiki_base_url or "https://en.wikipedia.org"), (link.temperature, link.workers)
-    if link.stand_in:
-        try:
-            from tests import standin
-        except ImportError:
-            misused("the stand-in is only part of a source checkout: name a model with --model")
-        root = f"http://127.0.0.1:{standin.start().server_port}"
-        llm = OpenAICompatible("stand-in", "stand-in", root + "/v1", "none", *rest)
-        return "openai", llm, Wiki(link.wiki_base_url or root, "loopback")
-    base = link.base_url or os.environ.get("OPENAI_BASE_URL")
-    openai, aws = base or os.environ.get("OPENAI_API_KEY"), {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & set(os.environ)
-    if link.provider == "bedrock" or not link.provider and aws and not openai:
-        if not link.model:
-            misused("Bedrock needs --model, such as us.anthropic.claude-3-5-sonnet-20241022-v2:0")
-        embed = link.embed_model or "amazon.titan-embed-text-v2:0"
-        return "bedrock", Client(link.model, embed, *rest) if link.offline else Bedrock(link.model, embed, link.region, *rest), wiki
-    if not openai and not link.offline:
-        misused("no server to talk to: set OPENAI_API_KEY (OpenAI), --base-url (a local server), or AWS_REGION and "
-                "AWS_BEARER_TOKEN_BEDROCK or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Bedrock)")
-    llm = OpenAICompatible(link.model, link.embed_model, base, None, *rest, link.embed_base_url)
-    if not link.model:
-        names = llm.models()
-        if len(names) != 1:
-            misused(f"{llm.base_url} lists {len(names)} models, choose one with --model: {', '.join(names[:8])}")
-        llm.model = names[0]
-    if not llm.embed_model and "api.openai.com" in llm.embed_base_url:
-        llm.embed_model = "text-embedding-3-small"
-    if link.embeds and not llm.embed_model:
-        misused("a method here retrieves memories: name the server's embedding model with --embed-model")
-    return "openai", llm, wiki
-
-
-def provenance(args, llm, argv):
-    """What results.json says of its making. `settings` are what a run must have in common to be resumed."""
+def arguments(argv: list) -> Namespace:
+    """The command line, checked and with nothing left open; `method` becomes a list of names."""
+    parser = ArgumentParser(
+        "lamp.py",
+        description="PersonaAgent and its baselines on LaMP.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    run_options(parser)
+    model_options(parser)
+    settings = parser.parse_args(argv)
+    names = chain(*(GROUPS.get(part, [part]) for part in settings.method.split(",")))
+    settings.method = list(dict.fromkeys(names))
+    named = [f"--{name.replace('_', '-')}" for name in NEEDS_MODEL if getattr(settings, name)]
     try:
-        describe = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
-        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        commit = None
-    data, prompts = hashlib.sha256(), hashlib.sha256()
-    for path in (f for pair in locate(TASKS[args.task], args.data or SAMPLE) for f in pair if f):
-        with open(path, "rb") as file:
-            for chunk in iter(lambda: file.read(1 << 20), b""):
-                data.update(chunk)
-    for module in (memories, tools, persona_agent, align):
-        prompts.update(json.dumps({k: v for k, v in vars(module).items() if k.isupper() and isinstance(v, str)}).encode())
-    prompts.update("\0".join([NEUTRAL, BANK, UNKNOWN, TASKS[args.task].summary, TASKS[args.task].example]).encode())
-    settings = {k: getattr(args, k) for k in SETTINGS if k != "method"} | {
-        "model": llm.model, "embed_model": llm.embed_model, "data_hash": data.hexdigest()[:16],
-        "prompt_hash": prompts.hexdigest()[:16]}
-    return {"task": args.task, "stand_in": args.stand_in, "settings": settings, "provenance": {
-        "command": shlex.join(["python", "lamp.py", *argv]), "commit": commit, "base_url": llm.base_url,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
+        resolve(settings)
+        check_address(settings.embed_base_url or WIKIPEDIA, "--embed-base-url")
+        check_address(settings.wiki_base_url or WIKIPEDIA, "--wiki-base-url")
+        for name in settings.method:
+            if name not in METHODS:
+                raise Problem(f"--method {name}: choose from {', '.join([*METHODS, *GROUPS])}")
+            if METHODS[name].embeds and not settings.embed_model:
+                raise Problem(f"--embed-model is missing: {name} retrieves memories")
+        if settings.model == STAND_IN and named:
+            raise Problem(f"{named[0]} needs a model: add --model")
+        if settings.data == "" or not 0 <= settings.temperature <= 2:
+            raise Problem("--data is empty, or --temperature is not from 0 to 2")
+    except ServiceError as e:
+        parser.error(str(e))
+    settings.cache = os.path.abspath(settings.cache or f"{settings.output}/cache.sqlite")
+    return settings
 
 
-STAND_IN = """\
-NO LANGUAGE MODEL is involved: a stand-in answers by counting words (tests/standin.py). The scores say nothing about the method.
-Connect a model: --model gpt-4o-mini with OPENAI_API_KEY set, or --base-url http://localhost:11434/v1 --model M --embed-model E"""
+def _digest(data):
+    return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
 
 
-def print_plan(task, args, users, remarks, llm):
+def _origin(settings, users, argv):
+    """What results.json says of its making."""
+    prompts = [NEUTRAL, UNKNOWN, BANK, TASKS[settings.task]]
+    for module in (memory, tools, persona_agent, align):
+        prompts += [v for k, v in vars(module).items() if k.isupper() and isinstance(v, str)]
+    commit = ""
+    with suppress(OSError):  # --git-dir: no other project's commit
+        command = shlex.split("git --git-dir=.git describe --always --dirty --abbrev=40")
+        git = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+        commit = git.stdout.strip()
+    return {
+        "task": settings.task,
+        "stand_in": settings.model == STAND_IN,
+        "settings": {
+            **vars(settings),
+            "data_hash": _digest(users),
+            "prompt_hash": _digest(prompts),
+        },
+        "command": shlex.join(["python", "lamp.py", *argv]),
+        "commit": commit or None,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _folder(settings, name, shared):
+    """<output>/<task>/<method>[-changed settings]; a Problem where it holds another run."""
+    usual = vars(arguments(["--task", settings.task]))
+    compared = {key: value for key, value in shared.items() if key not in FREE}
+    for key, value in compared.items():
+        if value != usual.get(key, value):
+            text = Path(value).resolve().name if key == "data" else str(value)
+            safe = re.sub(r"[^-.0-9A-Za-z]+", "_", text)
+            if safe != text or len(safe) > 40:  # short, and still not another one's name
+                safe = f"{safe[-30:]}-{_digest(value)[:6]}"
+            name += f"-{key}={safe}"
+    folder = Path(settings.output, settings.task, name)
+    made = folder / "results.json"
+    if made.exists():
+        with _reading(made):
+            before = json.loads(made.read_text(encoding="utf-8"))["settings"]
+        for key, value in compared.items():
+            if before.get(key) != value and key != "data":  # data_hash tells it, however spelled
+                differ = f"{key} {before.get(key)!r}, not {value!r}"
+                raise Problem(f"{folder} holds a run with {differ}: name another --output")
+    return folder
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which a model or a server may have put there."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+
+
+def _announce(settings, users, remarks, llm):
     """What is going to happen, before anything costs."""
-    if args.stand_in:
-        print(STAND_IN + "\n")
-    sizes, queries = [len(u.history) for u in users], sum(len(u.queries) for u in users)
-    labelled = sum(any(e.response for e in u.history) for u in users)
-    print(f"{task.title}\ndata    {args.data or 'the bundled sample'}: {len(users)} users, {queries} queries, histories of "
-          f"{min(sizes)} to {max(sizes)} items (labelled for {labelled} of {len(users)} users), "
-          f"{sum(u.leaks for u in users)} items removed that would give an answer away")
-    print("".join(f"        {remark}\n" for remark in remarks) + f"model   {llm.model}, embeddings {llm.embed_model or '-'}, "
-          f"at {llm.base_url}")
-    methods = [METHODS[m] for m in args.method]
-    if any("Wiki" in m.tools for m in methods) and not os.environ.get("WIKIPEDIA_CONTACT") and not (args.stand_in or args.offline):
-        print("        WIKIPEDIA_CONTACT is not set: Wikipedia asks for the operator's contact and allows fewer requests without")
-    for name, m in zip(args.method, methods):
-        turns = len(m.tools) + 1  # each tool once, then the answer, where all goes well
-        calls = (queries * turns + len(users) * (m.profile + 11 * m.bank)
-                 + labelled * m.aligned * args.iterations * (args.batch * (turns + 1) + 1))
-        print(f"method  {name}: about {calls} chat calls" + (f", up to {args.max_steps + 1} a question" if m.tools else ""))
+    sizes = [len(user.history) for user in users]
+    labelled = sum(any(episode.response for episode in user.history) for user in users)
+    print(
+        f"{TASKS[settings.task].title}\n"
+        f"data    {settings.data or 'the bundled sample'}: {len(users)} users, "
+        f"{sum(len(user.queries) for user in users)} queries, histories of {min(sizes)} to "
+        f"{max(sizes)} items (labelled for {labelled} of {len(users)} users), "
+        f"{sum(user.leaks for user in users)} items removed that would give an answer away"
+    )
+    for remark in remarks[:5]:
+        print(f"        left out: {printable(remark)}")
+    if len(remarks) > 5:
+        print(f"        left out: {len(remarks) - 5} more")
+    print(f"model   {settings.model}, embeddings {settings.embed_model or '-'}")
+    held = llm.cache.count(llm.chats)
+    if held:
+        print(f"        {held} answers of it are in {settings.cache}; another --cache asks anew")
+    for name in settings.method:
+        most = f", up to {settings.max_steps + 1} a question" if METHODS[name].tools else ""
+        print(f"method  {name}: about {_expected(settings, users, name)} chat calls{most}")
+    quiet = settings.wiki_base_url or settings.offline or settings.model == STAND_IN
+    if not quiet and "WIKIPEDIA_CONTACT" not in os.environ:
+        print("        set WIKIPEDIA_CONTACT: Wikipedia allows fewer requests without")
     print(flush=True)
 
 
-def main(argv, pool=None):
-    """The command line: prints, and returns the exit code. pool: any concurrent.futures.Executor for the users' work."""
-    args = arguments(argv)
-    if args.report:
-        return print(metrics.report(args.report, TASKS, list(METHODS)))
-    if args.show is not None:
-        return show(args.show, args.output, args.method if args.chosen else METHODS)
-    task, methods = TASKS[args.task], [METHODS[m] for m in args.method]
-    users, remarks = load(task, args.data or SAMPLE, args.users, args.queries_per_user, args.max_history, args.limit, args.seed)
-    labelled = [(u.id, e) for u in users for e in u.history if e.response]
-    users = [u for u in users if u.queries]
-    link = Link(*(getattr(args, field) for field in Link._fields))
-    connect.cache_clear()  # the environment may have changed since another run in this process
-    llm, wiki = connect(link, os.getpid())
-    origin = provenance(args, llm, argv)
-    print_plan(task, args, users, remarks, llm)
-    opts = origin["settings"]
-    changed = {k: opts[k] for k, default in SETTINGS.items() if k in opts and k != "task" and opts[k] not in (default, "stand-in")}
-    changed |= {"data": Path(changed["data"]).resolve().name} if "data" in changed else {}
-    name = "".join(f"-{k}={re.sub(r'[^-.0-9A-Za-z]+', '_', str(v))}" for k, v in changed.items())
-    folders = {m: Folder(Path(args.output, task.name, m + name), opts) for m in args.method}
-    if not args.offline:
-        client = llm.llm if args.cache else llm  # alone and not from the cache, so as to fail at once
-        client.chat([{"role": "user", "content": "Reply with the word OK."}], max_tokens=16, tries=2)
-        client.embed(["OK"], tries=2) if args.embeds else None
-    k = max(m.others for m in methods)
-    base = Job(task.name, args.method, link, opts)
-    try:
-        results = run(base, users, {u.id: examples(task, u, labelled, args.seed, k) for u in users}, folders, origin,
-                      pool or ThreadPoolExecutor(args.workers), llm)
-    finally:
-        for folder in folders.values():
-            folder.held.close()  # gives the lock back to a program that goes on
-    print(metrics.table(results))
-    print("".join(f"{m}: {folder.path}\n" for m, folder in folders.items()), end="")
-    missed, errors = (sum(r[k] for r in results.values()) for k in ("failed_wiki_calls", "errors"))
-    if missed:
-        print(f"\nWIKIPEDIA WAS NOT REACHED: {missed} Wiki calls got no page. {wiki.down or ''}")
+def _conclude(results, wiki):
+    """Say loudly what the metric does not show; the exit code."""
+    costs = chain(*(found["usage"].values() for found in results.values()))
+    used = total({"usage": cost} for cost in costs)
+    errors = list(chain(*(found["errors"] for found in results.values())))
+    outages = sum(found["wikipedia_outages"] for found in results.values())
+    if outages:
+        why = printable(wiki.down or "see the rows")
+        print(f"\nWIKIPEDIA WAS NOT REACHED in {outages} questions ({why}).")
+        print("The same command, with Wikipedia back, asks those anew.")
+    if used.cut > used.calls / 10:
+        print(f"\n{used.cut} REPLIES OF {used.calls} WERE CUT: reasoning may need --max-tokens.")
     if errors:
-        first = next(row for f in folders.values() for row in metrics.read_lines(f.path / "errors.jsonl"))["error"]
-        print(f"\n{errors} QUERIES FAILED and are not in the metric; the same command tries them again. First: {first}")
-    if args.stand_in:
-        print("\n" + STAND_IN)
-    for m in args.method:
-        if METHODS[m].aligned and results[m]["complete"] and not (folders[m].path / "personas.npz").exists():
-            embed_personas(folders[m], llm)
+        print(f"\n{len(errors)} QUERIES FAILED and are not in the metric; the same command tries")
+        print(f"them again. First: {printable(errors[0])}")
     return 1 if errors else 0
 
 
-def cli(argv):
-    """`main` with what a user can cause as one line on stderr. Returns the exit code."""
+def main(argv: list, pool: Executor | None = None) -> int:
+    """The command line; returns the exit code. pool: any executor for the users' work."""
+    settings = arguments(argv)
+    task = TASKS[settings.task]
+    users, remarks = load(
+        task,
+        settings.data or SAMPLE,
+        settings.users,
+        settings.queries_per_user,
+        settings.max_history,
+        settings.limit,
+        settings.seed,
+    )
+    examples = _icl_examples(task, users, settings.seed)
+    users = [user for user in users if user.queries]
+    _connected.cache_clear()  # the environment may have changed since another run in this process
+    llm, wiki = _connected(json.dumps(vars(settings)), os.getpid())
+    origin = _origin(settings, users, argv)
+    folders = {name: _folder(settings, name, origin["settings"]) for name in settings.method}
+    if settings.model == STAND_IN:
+        print(f"{NO_MODEL}\n")
+    _announce(settings, users, remarks, llm)
+    workers = pool or ThreadPoolExecutor(settings.workers)
+    results = run(settings, users, examples, folders, origin, workers)
+    print(table(results))
+    for name, folder in folders.items():
+        print(f"{name}: {folder}")
+    code = _conclude(results, wiki)
+    if settings.model == STAND_IN:
+        print(f"\n{NO_MODEL}")
+    return code
+
+
+def cli(argv: list) -> int:
+    """`main`, with what a user can cause as one line on stderr; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may not have every character
     try:
         return main(argv)
-    except (Problem, ServiceError) as e:
-        print(f"lamp.py: {e.args[0]}", file=sys.stderr)
-        return (*e.args, 1)[1]
+    except ServiceError as e:
+        print(f"lamp.py: {printable(str(e))}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output has seen enough
         return 1
     except KeyboardInterrupt:
-        print("\nlamp.py: stopped. What was answered is kept: the same command goes on from there.", file=sys.stderr)
+        print("\nlamp.py: stopped; the same command goes on from there", file=sys.stderr)
         return 130
 
 
@@ -835,4 +1309,4 @@ if __name__ == "__main__":
     try:
         sys.stdout.flush()
     finally:
-        os._exit(code or 0)  # does not wait for threads that still wait for an answer
+        os._exit(code)  # does not wait for threads that wait for an answer

@@ -1,199 +1,185 @@
-"""What the agent knows of its user: episodic memory (Eq. 1-2) and semantic memory, the profile (Eq. 3).
+"""What the agent knows of its user: episodic memory (Eq. 1, 2) and the profile (Eq. 3).
 
-Works alone: `embed` is any function from a list of texts to an array, `llm` anything with `chat(messages) -> .text`.
-What it does not do: forget, merge or rewrite memories. It holds everything in RAM and compares with every row.
+A line belongs here if it stores, finds or summarises what one user did. All of it is in RAM, and a
+search looks at every row: good for some 100,000 episodes of one user. Nothing is ever forgotten.
 """
+
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 
 @dataclass
 class Episode:
-    """One interaction (q_i, r_i, m_i) of Eq. 1. An empty `response` is an event without a known answer.
+    """One interaction (q_i, r_i, m_i) of Eq. 1. An empty `response`: the user's answer is unknown.
 
     query: the full question, as the agent would get it. response: what the user really answered.
-    text: the compact rendering of the whole event, which is embedded and shown (default: date, response and query, in
-    this order, so that a long query that is cut where it is shown still has its answer).
+    text: the compact rendering that is embedded and shown. By default date, response and query, in
+    this order, so that a long query that is cut where it is shown still has its answer.
     """
+
     query: str
     response: str
     metadata: dict = field(default_factory=dict)
-    text: str | None = None
+    text: str = ""
 
-    def __post_init__(self):
-        if self.text is None:
-            answer = f"answer: {self.response}" if self.response else None
-            self.text = " | ".join(str(part) for part in (self.metadata.get("date"), answer, self.query) if part)
+    def __post_init__(self) -> None:
+        answer = self.response and f"answer: {self.response}"
+        parts = [self.metadata.get("date"), answer, self.query]
+        self.text = self.text or " | ".join(str(part) for part in parts if part)
 
 
+@dataclass(eq=False)
 class EpisodicMemory:
     """D^u with cosine top-K retrieval. Insertion order is time order, oldest first.
 
-    embed: list of n texts -> float array (n, d). embed_query: the same for queries, where the model embeds those
-    differently. Rows are unit-length float32 in one array that grows by doubling; a zero vector scores 0.
+    embed: n texts -> array (n, d). `rows` holds unit vectors, float32 (n, d); a zero vector stays.
     """
 
-    def __init__(self, embed, embed_query=None):
-        self.embed, self.embed_query = embed, embed_query or embed
-        self.episodes, self._rows = [], np.zeros((0, 0), np.float32)
+    embed: Callable
+    episodes: list[Episode] = field(default_factory=list)
+    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.episodes)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         return iter(self.episodes)
 
-    def add(self, episodes):
-        """Append episodes in time order. Embeds them first: if that fails, the memory is as it was.
+    def add(self, episodes: Iterable) -> None:
+        """Append episodes in time order. They are embedded first: if that fails, nothing changes.
 
-        Raises ValueError where the embeddings have another shape or dimension than expected, or are not finite."""
-        episodes = list(episodes)
-        if not episodes:
-            return
-        new, n = self._unit(self.embed, [e.text for e in episodes]), len(self)
-        if n + len(new) > len(self._rows):  # a view of `before` is always full, so it grows into an array of its own
-            rows = np.zeros((max(2 * n, n + len(new)), new.shape[1]), np.float32)
-            rows[:n] = self._rows[:n] if n else 0
-            self._rows = rows
-        self._rows[n:n + len(new)] = new
-        self.episodes = self.episodes + episodes
+        Raises ValueError where embeddings have another shape than expected or are not finite."""
+        new = list(episodes)
+        if new:
+            rows = self._unit_rows([episode.text for episode in new])
+            self.rows = np.vstack([self.rows.reshape(-1, rows.shape[1]), rows])
+            self.episodes += new
 
-    def _unit(self, embed, texts):
-        """Embed texts into unit rows, float32 (n, d); zero rows stay zero."""
-        rows = np.asarray(embed(texts), dtype=np.float64)
-        if rows.ndim != 2 or len(rows) != len(texts) or not rows.size:
-            raise ValueError(f"embed must return one row per text: {len(texts)} texts gave shape {rows.shape}")
-        if len(self) and rows.shape[1] != self._rows.shape[1]:
-            raise ValueError(f"embeddings have {rows.shape[1]} dimensions, this memory has {self._rows.shape[1]}: "
-                             "was it filled with another embedding model?")
-        if not np.isfinite(rows).all():
-            raise ValueError("an embedding holds nan or infinity")
+    def remember(self, query: str, response: str, **metadata: Any) -> None:
+        """Append one interaction."""
+        self.add([Episode(query, response, metadata)])
+
+    def _unit_rows(self, texts):
+        rows = np.asarray(self.embed(texts), np.float64)
+        wanted = (len(texts), self.rows.shape[1] or rows.shape[-1])
+        if rows.shape != wanted or not np.isfinite(rows).all():
+            raise ValueError(f"embeddings of shape {rows.shape}, not {wanted}, or not all finite")
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
+        return (rows / np.maximum(norms, 1e-300)).astype(np.float32)
 
-    def search(self, query, k=4):
-        """The k most similar episodes (Eq. 2): [(Episode, cosine)], best first, the older one first where scores tie."""
-        return self.search_many([query], k)[0]
+    def search(self, query: str, k: int = 4) -> list:
+        """The k episodes most similar to the query (Eq. 2), each with its cosine.
 
-    def search_many(self, queries, k=4):
-        """`search` for each of several queries, with one matrix product."""
+        Best first; where scores tie, the older one first."""
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        if not len(self) or not queries:
-            return [[] for _ in queries]
-        return [self._top(scores, k) for scores in self._unit(self.embed_query, queries) @ self._rows[:len(self)].T]
+        if not self.episodes:
+            return []
+        # Rounded: equal rows may differ in the last bits, by where they stand in the product.
+        scores = (self.rows @ self._unit_rows([query])[0]).round(6)
+        k = min(k, len(scores))
+        # A partial sort finds the k-th best score; only what reaches it is sorted.
+        near = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+        best = sorted(near, key=lambda i: -scores[i])[:k]
+        return [(self.episodes[i], float(scores[i])) for i in best]
 
-    def _top(self, scores, k):
-        # a partial sort finds the k-th best score; only rows that reach it are rounded and sorted. Rounded, because equal rows
-        # may differ in the last bits, depending on where in the product they stand.
-        kept = np.flatnonzero(scores > np.partition(scores, -k)[-k] - 1e-5) if k < len(scores) else np.arange(len(scores))
-        near = scores[kept].round(6)
-        return [(self.episodes[kept[i]], float(near[i])) for i in np.argsort(-near, kind="stable")[:k]]
+    def select(self, indices: Iterable) -> "EpisodicMemory":
+        """A memory of the episodes at these places, in this order. Nothing is embedded again."""
+        kept = list(indices)
+        return EpisodicMemory(self.embed, [self.episodes[i] for i in kept], self.rows[kept])
 
-    def recent(self, n):
-        """The last n episodes, oldest first."""
-        return self.episodes[max(len(self) - n, 0):]
-
-    def before(self, i):
-        """A memory of the first i episodes only: what was known before episode i. Embeddings are not copied."""
-        view = EpisodicMemory(self.embed, self.embed_query)
-        view.episodes, view._rows = self.episodes[:i], self._rows[:len(self.episodes[:i])]
-        return view
-
-    def drop(self, indices):
-        """Take episodes out. A memory that this one is a view of stays as it is."""
-        gone = set(indices)
-        kept = [i for i in range(len(self)) if i not in gone]
-        self.episodes, self._rows = [self.episodes[i] for i in kept], self._rows[kept]
-
-    def save(self, path):
-        """Write episodes and embeddings to one file (.npz without pickle), replacing it only when complete."""
-        part = f"{path}.part"
+    def save(self, path: str) -> None:
+        """Write episodes and rows to one .npz file (no pickle), replaced only when complete."""
+        part = f"{os.fspath(path)}.part"
         with open(part, "wb") as out:
-            np.savez(out, rows=self._rows[:len(self)], episodes=np.array(json.dumps([asdict(e) for e in self])))
+            np.savez(out, rows=self.rows, episodes=json.dumps(list(map(vars, self))))
         os.replace(part, path)
 
     @classmethod
-    def load(cls, path, embed, embed_query=None):
-        """Read what `save` wrote. Nothing is embedded again, so `embed` must be the model it was filled with."""
-        memory = cls(embed, embed_query)
-        with np.load(path, allow_pickle=False) as data:
-            memory._rows = data["rows"]
-            memory.episodes = [Episode(**e) for e in json.loads(str(data["episodes"]))]
-        if len(memory.episodes) != len(memory._rows):
-            raise ValueError(f"{path} holds {len(memory._rows)} embeddings for {len(memory.episodes)} episodes")
-        return memory
+    def load(cls, path: str, embed: Callable) -> "EpisodicMemory":
+        """Read what `save` wrote. `embed` must be the model that it was filled with."""
+        with np.load(path) as data:
+            episodes = [Episode(**episode) for episode in json.loads(str(data["episodes"]))]
+            return cls(embed, episodes, data["rows"])
 
 
-# ours. Read by the summarizing model; {instruction} is the task's S_t, after PAG's prompts.
-SUMMARY_PROMPT = "{instruction} Write at most 120 words, and only the profile.\n\nUser history, oldest first:\n{history}"
+# ours; read by the summarising model. {instruction} is the task's S_t, after PAG's prompts.
+SUMMARY_PROMPT = """\
+{instruction} Write at most 120 words, and only the profile.
+
+User history, oldest first:
+{history}"""
 
 
-def summarize(llm, episodes, instruction, newest=30, words=150):
-    """Semantic memory P^u = f_s(S_t, D^u) (Eq. 3): the model's summary of the newest episodes, each cut to `words`.
+def summarize(
+    llm: Any, episodes: Iterable, instruction: str, newest: int = 30, words: int = 150
+) -> str:
+    """Semantic memory P^u = f_s(S_t, D^u) (Eq. 3): a summary of the newest episodes.
 
-    No episodes: an empty profile and no call."""
-    texts = [e.text for e in list(episodes)[-newest:]]
-    return _ask(llm, SUMMARY_PROMPT, texts, words, instruction=instruction) if texts else ""
+    instruction: S_t. Each episode's text is cut to `words`. No episodes: no call and an empty
+    profile; the profile of a model that refuses, or that the history is too long for, is empty too.
+    """
+    texts = [episode.text for episode in episodes][-newest:]
+    return _ask(llm, SUMMARY_PROMPT, texts, words, instruction=instruction)
 
 
 def _ask(llm, prompt, texts, words, **values):
-    """The model's reply to `prompt` with texts, each cut to `words`, as its {history}."""
+    """The reply to `prompt` with the texts, each cut to `words`, as a list in its {history}; of no
+    texts an empty one, without a call."""
+    if not texts:
+        return ""
     history = "\n".join(f"- {' '.join(text.split()[:words])}" for text in texts)
-    return llm.chat([{"role": "user", "content": prompt.format(history=history, **values)}]).text.strip()
+    filled = prompt.format(history=history, **values)
+    return llm.chat([{"role": "user", "content": filled}]).text
 
 
-# ours, after MemoryBank's own prompts (Zhong et al., 2024): read by the summarizing model; {history}: lines, oldest first
-BANK_SUMMARY = ("Summarize these interactions with one user as concisely as possible: the themes and the user's answers."
-                "\n\n{history}")
-BANK_PORTRAIT = ("Describe the personality and the preferences of the user in these interactions, and how best to respond to them. "
-                 "Be concise.\n\n{history}")
-BANK_OVERALL = "Merge these descriptions of one user, oldest first, into one highly concise description.\n\n{history}"
+# ours, after MemoryBank's own prompts (Zhong et al., 2024); read by the summarising model
+BANK_SUMMARY = """\
+Summarize these interactions with one user as concisely as possible: the themes and the user's \
+answers.
+
+{history}"""
+BANK_PORTRAIT = """\
+Describe the personality and the preferences of the user in these interactions, and how best to \
+respond to them. Be concise.
+
+{history}"""
+BANK_OVERALL = """\
+Merge these descriptions of one user, oldest first, into one highly concise description.
+
+{history}"""
+BANK_WORDS = 3000  # of a prompt's history, so that a long one fits the model's context
 
 
 class MemoryBank:
-    """The memory of the MemBank baseline (Zhong et al., 2024): events, summaries of periods, a user portrait.
+    """The memory of the MemBank baseline (Zhong et al., 2024): events, summaries, a portrait.
 
-    llm: asked when constructed: 2 calls for each of up to `periods` consecutive stretches of the history (the original takes
-    days; a bound keeps long histories affordable) and 1 for the portrait; no call where `made`, the (portrait, summaries) of
-    an earlier time, is given. forgetting: an event is recalled with probability exp(-t / S), t in days between it and the
-    newest event, S = 1 + how often it was recalled (off, as in the release; the release computes exp(-t / 5 * S), by which
-    often recalled events fade faster: a slip of precedence).
+    Made with two calls for each of up to `periods` stretches of the history (the original takes
+    days; a bound keeps long histories affordable) and one that merges the portraits. Forgetting,
+    off in the authors' release, is left out.
     """
 
-    def __init__(self, llm, memory, periods=5, forgetting=False, seed=0, made=None):
-        episodes, self.forgetting, self._rng = list(memory), forgetting, np.random.default_rng(seed)
-        size = max(1, -(-len(episodes) // periods))
-        stretches = [episodes[i:i + size] for i in range(0, len(episodes), size)]
+    def __init__(self, llm: Any, memory: EpisodicMemory, periods: int = 5) -> None:
+        size = max(1, -(-len(memory) // periods))
+        self.events = memory.select(range(len(memory)))
+        portraits = []
+        for start in range(0, len(memory), size):
+            stretch = memory.episodes[start : start + size]
+            texts = [episode.text for episode in stretch]
+            words = min(150, BANK_WORDS // len(texts) or 1)
+            portraits.append(_ask(llm, BANK_PORTRAIT, texts, words))
+            date = stretch[-1].metadata.get("date")
+            summary = _ask(llm, BANK_SUMMARY, texts, words)
+            text = f"Summary of the time up to {date or 'here'}: {summary}"
+            self.events.add([Episode("", "", {"date": date}, text)])
+        self.portrait = _ask(llm, BANK_OVERALL, portraits, 150)
 
-        def ask(prompt, texts):  # 3,000 words in all, so that a long history fits the model's context
-            return _ask(llm, prompt, texts, min(150, max(1, 3000 // len(texts))))
-
-        if made is None:
-            with ThreadPoolExecutor(2 * periods) as pool:
-                summaries, portraits = ([pool.submit(ask, prompt, [e.text for e in s]) for s in stretches]
-                                        for prompt in (BANK_SUMMARY, BANK_PORTRAIT))
-            made = ask(BANK_OVERALL, [p.result() for p in portraits]) if portraits else "", [s.result() for s in summaries]
-        self.portrait, self.summaries = made
-        self.events, self.recalled = memory.before(len(episodes)), {}
-        self.events.add([Episode("", "", {"date": s[-1].metadata.get("date")}, f"Summary of the time up to "
-                                 f"{s[-1].metadata.get('date') or 'here'}: {text}") for s, text in zip(stretches, self.summaries)])
-
-    def recall(self, query, k=4):
-        """The k most similar events and summaries as text, events in the order of time, then summaries."""
-        order = {id(e): i for i, e in enumerate(self.events)}
-        found = sorted((e for e, _ in self.events.search(query, k) if not self._forgotten(e)), key=lambda e: order[id(e)])
-        for event in found:
-            self.recalled[id(event)] = self.recalled.get(id(event), 0) + 1
-        return "\n".join(f"- {e.text}" for e in found)
-
-    def _forgotten(self, event):
-        if not self.forgetting or not event.metadata.get("date"):
-            return False
-        days = [np.datetime64(str(e.metadata["date"])) for e in (event, *self.events) if e.metadata.get("date")]
-        t = (max(days) - days[0]) / np.timedelta64(1, "D")
-        return self._rng.random() > np.exp(-t / (1 + self.recalled.get(id(event), 0)))
+    def recall(self, query: str, k: int = 4) -> str:
+        """The k most similar events and summaries as lines: events by time, then summaries."""
+        found = {id(episode) for episode, _ in self.events.search(query, k)}
+        return "\n".join(f"- {episode.text}" for episode in self.events if id(episode) in found)

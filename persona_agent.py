@@ -1,305 +1,681 @@
-"""The model clients, the ReAct loop (Eq. 4) and PersonaAgent.
+"""From a question to its answer: the model clients, the ReAct loop (Eq. 4) and PersonaAgent.
 
-A model is anything with `chat(messages, stop=None, max_tokens=512) -> Reply` and `embed(texts, query=False) -> array`.
-The loop keeps one append-only message list: system = persona + tool protocol, user = question, then assistant and user in
-turn, always ending with a user turn; `Answer.steps` is what is kept of it. What it does not do: enforce the paper's two-tools rule.
+A line belongs here if it happens between a question and its answer. A model is anything with
+`chat(messages, stop, max_tokens) -> Reply` and `embed(texts) -> array`; a tool anything with
+`name`, `description` and a call from text to text. The loop asks for the paper's two tools, it
+does not enforce them.
 """
+
+import hmac
+import html
 import json
 import logging
 import os
+import random
 import re
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from urllib.parse import quote
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
-
-from memory import Episode
-from tools import LOCAL, RAG, ContextOverflow, Http, ServiceError, Wiki, sigv4
+import requests
+import urllib3
 
 LOG = logging.getLogger(__name__)
 
 
+# ------------------------------------------------------------------------------------- replies
+
+
 @dataclass
 class Usage:
-    """What calls cost: input (cached included), cached and output in tokens; seconds until the answers, with back-off and the
-    wait for a free slot."""
+    """What calls cost: input and output in tokens.
+
+    seconds: until the answers, with back-off and the wait for a free slot. Of the calls, kept came
+    from a cache of ours, cut ended at the token limit, lost were refused or too long."""
+
     calls: int = 0
     input: int = 0
-    cached: int = 0
     output: int = 0
     seconds: float = 0.0
+    kept: int = 0
+    cut: int = 0
+    lost: int = 0
 
-    def __add__(self, other):
-        return Usage(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values())))
+    def __iadd__(self, other: "Usage") -> "Usage":
+        for name, value in vars(other).items():
+            vars(self)[name] += value
+        return self
+
+
+# What is not for the reader: all up to the last end of hidden reasoning, all from an open beginning
+# of it or from a made-up next turn on, and special tokens.
+HIDDEN = r"""(?xs)
+    # </think> </seed:think> [/THINK] ◁/think▷ <|channel|>final<|message|>
+    ^.* (?i: [<\[◁] / (?:\w+:)? (?:think|thinking|thought|reasoning) [>\]▷]
+        | <\|channel\|>final<\|message\|> )
+    # <think> <|channel|>analysis
+    | (?i: [<\[◁] (?:\w+:)? (?:think|thinking|thought|reasoning) [>\]▷]
+        | <\|channel\|>(?!final) ) .*
+    # <|im_start|>user
+    | <\|(?:im_start|start_header_id|start)\|>(?:user|system|human)\b .*
+    # <|im_start|>assistant </s> <end_of_turn> <｜end▁of▁sentence｜> [/INST]
+    | <\|(?:im_start|start_header_id|start)\|>assistant | <[|｜][^<>|｜\s]{1,40}[|｜]> | </?s>
+    | <start_of_turn>model | <(?:start|end)_of_\w{1,20}> | <(?:\w{1,9}:)?(?:eos|bos|pad|unk)>
+    | \[/?INST\]"""
 
 
 @dataclass
 class Reply:
-    """finish: 'stop', 'length' (cut by max_tokens) or 'content_filter' (refused; the text is then empty)."""
-    text: str
+    """What a model sent. finish: 'stop', 'length' (cut by max_tokens), or the method's own failures
+    'content_filter' (refused) and 'overflow' (the input is longer than the model takes)."""
+
+    raw: str
     finish: str = "stop"
     usage: Usage = field(default_factory=lambda: Usage(calls=1))
 
+    @property
+    def text(self) -> str:
+        """`raw` without hidden reasoning and special tokens; '' of a refusal.
 
-HINTS = {401: "Check the key (OPENAI_API_KEY, or for Bedrock AWS_*).",
-         403: "Check the key, and that it may use the model '{model}'.",
-         404: "Does the server have the model '{model}' (Ollama: ollama pull {model}), and is the base URL right (.../v1)?",
-         None: "Is the server running, and is the base URL right?",
-         "profile": "Use an inference profile's id or ARN, such as us.{model}."}
+        '<think>hm</think>comedy<|im_end|>' -> 'comedy'."""
+        if self.finish in FAILURES:
+            return ""
+        return re.sub(HIDDEN, "", self.raw).strip()
+
+
+# How servers say why a reply ended: OpenAI's finish_reason, Bedrock's stopReason and relatives.
+FINISHES = {
+    "context_window": "overflow",
+    "filter|guardrail|safety|sensitive|refus": "content_filter",
+    "length|max_tokens": "length",
+    "error|insufficient|malformed_model|abort": "fault",
+    "": "stop",
+}
+
+
+def _meaning(text, table):
+    """The meaning of the first pattern of a table that is in the text, or ''."""
+    for pattern, meaning in table.items():
+        if re.search(pattern, text, re.I):
+            return meaning
+    return ""
+
+
+def _reply(content, reason, taken, given):
+    """A reply from its text or its parts with texts, why it ended, and the tokens in and out.
+
+    Raises ValueError where the reason is a server's fault."""
+    finish = _meaning(reason or "", FINISHES)
+    if finish == "fault":
+        raise ValueError(reason)
+    if isinstance(content, list):
+        content = "".join(part.get("text") or "" for part in content)
+    return Reply((content or "").strip(), finish, Usage(1, int(taken or 0), int(given or 0)))
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+class ServiceError(RuntimeError):
+    """A request that failed.
+
+    status: of the last answer, None where there was none. kind: see KINDS. wait: seconds that the
+    server asks for. fatal: no other request can succeed either, because the key is refused or
+    nobody answers."""
+
+    def __init__(self, message, status=None, kind="", wait=0.0):
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.wait = wait
+        self.fatal = status in (401, 403, None) and kind != "offline"
+
+
+# "Unsupported parameter: 'stop'", "`temperature` is deprecated", "System role not supported",
+# "This model doesn't support the stopSequences field"
+NOT_SUPPORTED = r"""(?:unsupported|not\ support(?:ed)?|n't\ support|deprecated|unrecognized
+    |unexpected|unknown|not\ (?:be\ )?(?:allowed|permitted|enabled)|only\ \S+\ is\ allowed)"""
+BETWEEN = r"""(?:\W+(?:the|this|is|are|does|on|by|for|with|model|request|keyword|argument|parameter
+    |property|field|value|role|messages?|instruction|supplied|extra|inputs))*\W+"""
+OPTIONS = {
+    "temperature": "temperature",
+    "stop": "(?:stop|stopSequences|stop_sequences)",
+    "max_tokens": "(?:max_tokens|max_completion_tokens|maxTokens)",
+    "system": "(?:system|developer)",
+}
+# What an error answer means, by its status and words (of servers' sources and issue threads), the
+# first that fits:
+# 'passing' (worth another try), 'spent' (a quota), 'overflow', 'content_filter', or an option that
+# the model refuses.
+KINDS = {
+    r"insufficient_quota|credit_balance|(?:spend|usage|hard)_limit|per[ _]?day": "spent",
+    r"^429|rate.?limit|(?:tokens|requests) per min|please wait|throttl": "passing",
+    r"""(?x) ^413 | ^(?:400|422|500) .* (?:
+        context_length_exceeded | exceed_context_size | context\ the\ overflows
+        | expected\ maxLength | (?:maximum|available|model's)\ context | context\ (?:length|window)
+        | maximum\ model\ length | (?:prompt|input)(?:\ \(\d+\ tokens\))?\ is\ too\ (?:long|large)
+        | too\ many\ (?:input\ )?tokens | input\ token(?:s|\ count)\ .{0,20}exceed
+        | max_new_tokens`?\ must\ be | context\ limit | must\ have\ less\ than
+        | maximum\ prompt\ length | range\ of\ input\ length)""": "overflow",
+    "^(?:408|409|424|5)": "passing",
+    r"""(?x) content.?(?:filter|policy|management) | invalid_prompt | inappropriate\ content
+        | content\ exists\ risk | \bflagged\b""": "content_filter",
+}
+for name, option in OPTIONS.items():
+    forms = rf"\b{option}\b{BETWEEN}{NOT_SUPPORTED}|{NOT_SUPPORTED}{BETWEEN}{option}\b"
+    KINDS[f"(?x)^4(?:00|22).*(?:{forms})"] = name
+HINTS = {
+    401: "Check the key (OPENAI_API_KEY, or for Bedrock AWS_*).",
+    403: "Check the key, and that it may use this model.",
+    404: "Does the server have this model, and is the base URL right (.../v1)?",
+    None: "Is the server running, and is the base URL right?",
+}
+# What an exception of `requests` means, by a word in it. Where a header is bad, it holds the key.
+REASONS = {
+    "invalid ?header|unicode": "the key holds characters that no HTTP header may have",
+    "socks": "a SOCKS proxy is set (HTTPS_PROXY, ALL_PROXY): pip install 'requests[socks]'",
+    "proxy": "the proxy (HTTP_PROXY, HTTPS_PROXY) cannot be used",
+    "certificate bundle": "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file",
+    "certificate": "its certificate is not trusted; REQUESTS_CA_BUNDLE may name its issuer's",
+    "refused": "nothing listens there (connection refused)",
+    "timed out": "timed out",
+    "resol": "the host name is unknown or the network is down",
+    "reset": "the connection was reset",
+    "incompleteread": "the answer was cut off",
+    "aborted": "the connection was closed without an answer",
+}
+
+
+def _without_quotations(words, request):
+    """An error's words without the long phrases of the request, which it may quote."""
+    for phrase in re.findall(r'(?:\\n)?([^".?!\\]{12,})', request):
+        if " " in phrase.strip():  # no name of an option
+            words = words.replace(phrase.strip(), " ")
+    return words
+
+
+def check_address(url: str, name: str) -> str:
+    """`url` without a last '/'. Raises ServiceError where it is none, or holds a secret."""
+    if not re.fullmatch(r"https?://(?:\[[\da-f:.]+\]|[^][:/@?#\s]+)(?::\d+)?(?:/[^@?#\s]*)?", url):
+        advice = "it must look like http://localhost:11434/v1, without user, password or query"
+        raise ServiceError(f"{name} is no usable address: {advice} (a key: OPENAI_API_KEY)")
+    return url.rstrip("/")
+
+
+# ------------------------------------------------------------------------------------- clients
 
 
 class Client:
-    """What the two clients share. One serves all threads, with at most `workers` requests in flight; `embed_usage` adds up the
-    embedding calls. `options` maps temperature, stop and max_tokens to the server's names (None: the model refuses it)."""
-    options = {}
-    most, room = 64, 200_000  # texts and characters of one embedding request
-    longest = 30_000          # characters of one text
+    """What the two clients share: one session for all threads, at most `workers` requests in
+    flight, one retry loop, and what was learned of the model.
 
-    def __init__(self, model, embed_model, temperature, workers):
-        self.model, self.embed_model, self.temperature, self.workers = model, embed_model, temperature, workers
-        self.http, self.embed_usage, self._lock = Http(workers), Usage(), threading.Lock()
-        self.options, self._headers, self._sign = dict(self.options), {}, None
+    Tried again, up to `tries` times within `deadline` seconds, with full jitter or as long as the
+    server asks (up to two minutes): no answer, a broken one, 408, 409, 424, 429 and 5xx. Never:
+    other 4xx, redirects, used-up quotas. `wire` holds the server's name of each option, '' for one
+    that the model refuses. A provider adds requests (`_chat_request`, `_embed_request`) and how to
+    read the answers (`_read_reply`, `_rows`)."""
 
-    def _call(self, method, url, body, read, model=None, tries=None):
-        """The answer as `read` makes it; a failure gets a line of advice (HINTS)."""
-        try:
-            return self.http.send(method, url, body, self._headers, self._sign, read, tries=tries)
-        except ServiceError as e:
-            key = "profile" if "on-demand throughput" in str(e) else e.status if model or e.status != 404 else None
-            hint = "" if e.code == LOCAL else HINTS.get(key, "")
-            raise type(e)(f"{e}. {hint.format(model=model)}" if hint else str(e), e.status, e.code) from None
+    wire = {name: name for name in OPTIONS}
+    most = 64  # texts of one embedding request
+    longest = 30_000  # characters of one text
+    tries = 8
+    hasty = False  # two tries until an address has answered once, and a failure before is fatal
+    deadline = 900.0
+    dimension = 0  # of an embedding; 0: not known yet
+    _chat_request: Any
+    _read_reply: Any
 
-    def chat(self, messages, stop=None, max_tokens=512, tries=None):
-        """One completion. Raises ContextOverflow, or ServiceError where the wire or the server failed."""
+    def __init__(self, model, embed_model="", temperature=0.1, max_tokens=1024, workers=8):
+        self.model = model
+        self.embed_model = embed_model
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self.wire = dict(self.wire)
+        self._answered = set()
+        self._slots = threading.BoundedSemaphore(workers)
+        self._session = requests.Session()
+        self._session.headers["Content-Type"] = "application/json"
+        self._session.auth = self._sign  # which keeps ~/.netrc from replacing our key, too
+        self._session.adapters = {"http": requests.adapters.HTTPAdapter(pool_maxsize=workers)}
+
+    def chat(self, messages: list, stop: list | None = None, max_tokens: int = 0) -> Reply:
+        """One completion; messages have 'role' and 'content'. Raises ServiceError where the wire or
+        the server failed."""
         start = time.monotonic()
-        values = {"temperature": self.temperature, "stop": [s for s in stop or [] if s.strip()], "max_tokens": max_tokens}
-        while True:
-            options = {self.options[k]: v for k, v in values.items() if self.options[k] and v not in (None, [])}
-            try:
-                reply = self._chat(messages, options, tries)
-                break
-            except ServiceError as e:
-                if not self._learn(e, options):
-                    raise
-        if not reply.text and reply.finish == "stop" and options.pop(self.options["stop"], None):
-            again = self._chat(messages, options, tries)  # the stop string may have fired inside the hidden reasoning
-            reply = Reply(again.text, again.finish, reply.usage + again.usage)
+        values = {"temperature": self.temperature, "max_tokens": max_tokens or self.max_tokens}
+        if stop:
+            values["stop"] = stop
+        wire = dict(self.wire)
+        options = {wire[k]: v for k, v in values.items() if wire[k]}
+        asked = messages if wire["system"] else _without_system(messages)
+        try:
+            reply = self._send(self._read_reply, *self._chat_request(asked, options))
+        except ServiceError as e:
+            sent = wire.get(e.kind)
+            if e.kind in FAILURES:
+                reply = Reply("", e.kind)
+            elif sent:  # an option that is refused: it is renamed or left out for good
+                if self.wire[e.kind] == sent:  # else another thread has learned it
+                    self.wire[e.kind] = "max_completion_tokens" if sent == "max_tokens" else ""
+                    LOG.warning(
+                        "%s refuses '%s'; sent instead: '%s'", self.model, sent, self.wire[e.kind]
+                    )
+                reply = self.chat(messages, stop, max_tokens)
+            else:
+                raise
         reply.usage.seconds = time.monotonic() - start
         return reply
 
-    def _learn(self, e, sent):
-        """Whether error `e` refuses one of the options sent; that one is then renamed or left out from now on."""
-        refused = re.search(r"unsupported|not support|n't support|deprecated|not (allowed|permitted)|unrecognized|unexpected",
-                            f"{e.code} {e}", re.I)
-        names = {wire: name for name, wire in type(self).options.items()} | {"max_completion_tokens": "max_tokens"}
-        for wire in sent:  # not what the options are now: another thread may have learned the same meanwhile
-            if e.status == 400 and refused and re.search(rf"(?i)\b({wire}|{names[wire]})\b", str(e)):
-                with self._lock:
-                    if self.options[names[wire]] == wire:
-                        other = self.options[names[wire]] = "max_completion_tokens" if wire == "max_tokens" else None
-                        LOG.warning("%s refuses '%s': %s", self.model, wire, f"sent as '{other}'" if other else "left out")
-                return True
-        return False
+    def embed(self, texts: list) -> np.ndarray:
+        """Embeddings of n texts, float32 (n, d). A blank text is embedded as '(empty)'; one that
+        is too long for the model is cut, which is said once."""
+        kept = [text[: self.longest].strip() or "(empty)" for text in texts]
+        rows = []
+        for start in range(0, len(kept), self.most):
+            rows += self._embed(kept[start : start + self.most])
+        return np.array(rows, np.float32)
 
-    def embed(self, texts, query=False, tries=None):
-        """Embeddings of n texts in their order: float32 (n, d). A blank text is embedded as '(empty)', one that is too long
-        for the model is cut, which is said once."""
-        texts = [t[:self.longest] if t.strip() else "(empty)" for t in texts]
-        batches, size = [], 0
-        for text in texts:
-            size += len(text)
-            if not batches or len(batches[-1]) == self.most or size > self.room:
-                batches, size = [*batches, []], len(text)
-            batches[-1].append(text)
-        with ThreadPoolExecutor(min(self.workers, len(batches)) or 1) as pool:
-            rows = [row for batch in pool.map(lambda b: self._fit(b, query, tries), batches) for row in batch]
-        return np.array(rows, np.float32).reshape(len(texts), -1 if texts else 0)
+    def _embed(self, batch):
+        """The rows of one batch; of its halves, where it is refused; of half a text that is too
+        long. Any other error of a single text names it."""
 
-    def _fit(self, batch, query, tries):
-        """Embed one batch; where it is too long for the model, halve the batch, and in the end the text."""
-        def read(answer):
-            rows, tokens = self._rows(answer)
-            array = np.array(rows, np.float32)
-            if array.ndim != 2 or len(array) != len(batch) or not array.size or not np.isfinite(array).all():
-                raise ValueError  # Http makes a ServiceError of it that shows the answer
-            return rows, tokens
+        def _read(answer):
+            rows = np.array(self._rows(answer), np.float64)
+            wanted = (len(batch), self.dimension or rows.shape[-1])
+            if rows.shape != wanted or not abs(rows).max() < 1e38:
+                raise ValueError
+            return rows
 
-        start, half = time.monotonic(), len(batch) // 2
         try:
-            rows, tokens = self._call("POST", *self._embed_request(batch, query), read, self.embed_model, tries)
-        except ContextOverflow:
-            if half:
-                return self._fit(batch[:half], query, tries) + self._fit(batch[half:], query, tries)
-            if len(batch[0]) < 100:
+            rows = self._send(_read, *self._embed_request(batch), len(batch))
+        except ServiceError as e:
+            if e.fatal or e.kind == "spent" or e.status in (404, 429):
                 raise
-            with self._lock:
-                if len(batch[0]) // 2 < self.longest:  # else another thread has said it
-                    LOG.warning("%s takes no text of %d characters: long ones are cut", self.embed_model, len(batch[0]))
-                    self.longest = len(batch[0]) // 2
-            return self._fit([batch[0][:self.longest]], query, tries)
-        with self._lock:
-            self.embed_usage += Usage(1, tokens, 0, 0, time.monotonic() - start)
-        return rows
+            if len(batch) > 1:
+                half = len(batch) // 2
+                return self._embed(batch[:half]) + self._embed(batch[half:])
+            text = batch[0]
+            half = len(text) // 2
+            if e.kind != "overflow" or half < 50:
+                e.args = (f"the text {text[:80]!r} cannot be embedded: {e}",)
+                raise
+            if half < self.longest:
+                LOG.warning("%s takes no text of %d characters: cut", self.embed_model, len(text))
+                self.longest = half
+            return self._embed([text[:half]])
+        self.dimension = rows.shape[1]
+        return list(rows)
+
+    def _send(self, read, url, body, batch_size=0):
+        """read(JSON of the answer): the one retry loop. Raises ServiceError.
+
+        batch_size: of an embedding request, which after two tries is better halved or given up."""
+        text = json.dumps(body, ensure_ascii=False)
+        # Lone surrogates, which strict servers refuse, become U+FFFD.
+        data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        end = 0.0
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                with self._slots:
+                    # from here: waiting for a slot is no server's fault
+                    end = end or time.monotonic() + self.deadline
+                    found = self._try(url, data, read, end)
+                self._answered.add(url)
+                return found
+            except ServiceError as e:
+                first = self.hasty and url not in self._answered
+                unreadable = batch_size > 0 and e.status == 200
+                failing = batch_size > 1 and (e.status or 0) >= 500
+                tries = min(2, self.tries) if first or unreadable or failing else self.tries
+                pause = e.wait + random.uniform(0, min(30, 0.5 * 2**attempt))
+                late = time.monotonic() + pause > end
+                if e.kind != "passing" or attempt >= tries or late:
+                    e.fatal |= first and batch_size < 2 and (e.kind == "passing" or e.status == 404)
+                    e.args = (f"{e} ({attempt} tries). {HINTS.get(e.status, '')}",)
+                    raise
+            time.sleep(pause)
+
+    def _try(self, url, data, read, end):
+        """One request; read(JSON) of its answer. Raises ServiceError."""
+        try:
+            response, content = self._exchange(url, data, end)
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as e:
+            text = self._safe(f"{type(e).__name__}: {e}")
+            reason = _meaning(text, REASONS) or text[:200]
+            kind = "passing"
+            if isinstance(e, ValueError) or type(e) is OSError:  # an address, a missing file
+                kind = ""
+            raise ServiceError(f"no answer from {url}: {reason}", None, kind) from None
+        said = self._safe(content[:20_000].decode("utf-8", "replace"))
+        status = response.status_code
+        if status // 100 == 2:
+            try:
+                return read(json.loads(content))
+            except Exception:  # it may have any shape
+                message = f"{url} did not answer as expected: {said[:600]}"
+                raise ServiceError(message, 200, "passing") from None
+        words = _without_quotations(said, data.decode())
+        kind = _meaning(f"{status} {words}", KINDS)
+        wait = 0.0
+        with suppress(ValueError):
+            wait = max(0.0, float(response.headers.get("Retry-After", "")))
+        if wait > 120:
+            kind = "spent"
+            said = f"it asks to wait {wait:.0f} s: {said}"
+        location = self._safe(response.headers.get("Location", ""))
+        message = f"HTTP {status} from {url}: {said[:600]} {location}"
+        raise ServiceError(message, status, kind, wait)
+
+    def _exchange(self, url, data, end):
+        """One POST: the response and the bytes of its body, whole by the time `end`."""
+        left = max(end - time.monotonic(), 0.1)
+        local = re.match(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])[:/]", url)
+        proxies = {"http": "", "https": ""} if local else None
+        content = bytearray()
+        with self._session.post(
+            url,
+            data=data,
+            stream=True,
+            timeout=(min(10, left), min(600, left)),
+            allow_redirects=False,
+            proxies=proxies,
+        ) as response:
+            # read1 gives what has come, so that an answer that drips meets the deadline, too
+            receive = getattr(response.raw, "read1", response.raw.read)
+            while chunk := receive(1 << 16, decode_content=True):
+                content += chunk
+                if time.monotonic() > end or len(content) > 1 << 28:
+                    raise requests.Timeout("timed out: the answer does not end")
+        return response, content
+
+    def _sign(self, request):
+        """Put the key into the headers of a request."""
+        if self._secrets[0]:
+            request.headers["Authorization"] = f"Bearer {self._secrets[0]}"
+        return request
+
+    def _safe(self, text):
+        """`text` on one line, without markup and without a secret, however the server wrote it."""
+        for _ in range(2):  # an escape may be escaped itself
+            text = re.sub(r"\\+u([0-9a-fA-F]{4})", r"&#x\1;", text)
+            text = html.unescape(unquote(text.replace("\\", "")))
+        for secret in filter(None, self._secrets):
+            text = text.replace(secret, "***")
+        text = re.sub(r"<[^<>]*>|(?<=//)[^/@\s]*@", " ", text)
+        return " ".join(text.split())
 
 
-def visible(text):
-    """The part of a reply that is not hidden reasoning: '<think>..</think>x' or '..</think>x' -> 'x'; an unclosed
-    '<think>..' -> ''."""
-    text = re.split(r"</(?:think|thinking|reasoning)>", text)[-1]
-    return re.split(r"<(?:think|thinking|reasoning)>", text)[0].strip()
+def _without_system(messages):
+    """The system message merged into the first user turn, for a model that refuses one."""
+    if messages[0]["role"] != "system":
+        return messages
+    merged = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{"role": "user", "content": merged}, *messages[2:]]
 
 
 class OpenAICompatible(Client):
-    """Chat and embeddings of any server that speaks OpenAI's /v1, over raw HTTP.
+    """Chat and embeddings of any server that speaks OpenAI's /v1.
 
-    Defaults from the environment when constructed: base_url from OPENAI_BASE_URL, api_key from OPENAI_API_KEY.
+    Defaults when constructed: base_url from OPENAI_BASE_URL, api_key from OPENAI_API_KEY.
     embed_base_url: where the embedding model is served, if elsewhere."""
-    options = {"temperature": "temperature", "stop": "stop", "max_tokens": "max_tokens"}
 
-    def __init__(self, model, embed_model=None, base_url=None, api_key=None, temperature=0.1, workers=8, embed_base_url=None):
-        super().__init__(model, embed_model, temperature, workers)
-        self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
-        self.embed_base_url = (embed_base_url or self.base_url).rstrip("/")
-        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+    def __init__(
+        self,
+        model: str,
+        embed_model: str = "",
+        base_url: str = "",
+        api_key: str = "",
+        embed_base_url: str = "",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, embed_model, **options)
+        given = base_url or _setting("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        self.base_url = check_address(given, "the base URL (OPENAI_BASE_URL)")
+        self.embed_base_url = check_address(embed_base_url or self.base_url, "the embedding URL")
+        self._secrets = [(api_key or _setting("OPENAI_API_KEY")).strip()]
 
-    def models(self):
-        """Names of the models that the server lists."""
-        def read(answer):
-            return [m["id"] for m in answer["data"] if "id" in m]
-
-        return self._call("GET", self.base_url + "/models", None, read, tries=2)
-
-    def _chat(self, messages, options, tries):
+    def _chat_request(self, messages, options):
         body = {"model": self.model, "messages": messages, **options}
-        return self._call("POST", self.base_url + "/chat/completions", body, self._read, self.model, tries)
+        return f"{self.base_url}/chat/completions", body
 
-    def _read(self, answer):
-        choice, used = answer["choices"][0], answer.get("usage") or {}
-        message, finish = choice.get("message") or {}, choice.get("finish_reason")
-        text = message.get("content") or ""
-        if isinstance(text, list):  # some servers send a list of parts
-            text = "".join(part.get("text") or "" for part in text)
-        cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        usage = Usage(1, int(used.get("prompt_tokens") or 0), int(cached), int(used.get("completion_tokens") or 0))
-        if message.get("refusal") or finish == "content_filter":
-            return Reply("", "content_filter", usage)
-        return Reply(visible(text), "length" if finish == "length" else "stop", usage)
+    def _read_reply(self, answer):
+        choice = answer["choices"][0]
+        reason = choice.get("finish_reason")
+        message = {} if reason == "content_filter" else choice["message"]
+        if message.get("refusal"):
+            reason = "refusal"
+        content = message.get("content")
+        if not content and message.get("tool_calls"):
+            call = message["tool_calls"][0]["function"]
+            content = json.dumps({"action": call["name"], "action_input": call["arguments"]})
+        used = answer.get("usage") or {}
+        return _reply(content, reason, used.get("prompt_tokens"), used.get("completion_tokens"))
 
-    def _embed_request(self, batch, query):
-        return self.embed_base_url + "/embeddings", {"model": self.embed_model, "input": batch}
+    def _embed_request(self, batch):
+        return f"{self.embed_base_url}/embeddings", {"model": self.embed_model, "input": batch}
 
     def _rows(self, answer):
-        rows = {d.get("index", i): d["embedding"] for i, d in enumerate(answer["data"])}
-        return [rows[i] for i in range(len(rows))], int((answer.get("usage") or {}).get("prompt_tokens") or 0)
+        data = sorted(answer["data"], key=lambda item: item.get("index") or 0)
+        return [item["embedding"] for item in data]
 
 
 class Bedrock(Client):
-    """Amazon Bedrock: Converse for chat, InvokeModel for Titan Text Embeddings V2 and Cohere Embed v3 and v4.
+    """Amazon Bedrock: Converse for chat, InvokeModel for Titan Text Embeddings V2.
 
-    model: id, inference profile or ARN; embed_model: its id. Read when constructed: AWS_BEARER_TOKEN_BEDROCK, else
-    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (SigV4); AWS_REGION, AWS_DEFAULT_REGION (`region` comes first);
-    AWS_ENDPOINT_URL_BEDROCK_RUNTIME. Cohere tells no token counts."""
-    options = {"temperature": "temperature", "stop": "stopSequences", "max_tokens": "maxTokens"}
-    finishes = {"max_tokens": "length", "guardrail_intervened": "content_filter", "content_filtered": "content_filter"}
+    model, embed_model: an id, inference profile or ARN. Read when constructed: the key,
+    AWS_BEARER_TOKEN_BEDROCK or else AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN
+    (SigV4); AWS_REGION or AWS_DEFAULT_REGION; AWS_ENDPOINT_URL_BEDROCK_RUNTIME."""
 
-    def __init__(self, model, embed_model=None, region=None, temperature=0.1, workers=8):
-        super().__init__(model, embed_model, temperature, workers)
-        def aws(name):
-            return os.environ.get(f"AWS_{name}", "").strip()
+    wire = Client.wire | {"stop": "stopSequences", "max_tokens": "maxTokens"}
+    most = 1
+    longest = 50_000
 
-        region, bearer = region or aws("REGION") or aws("DEFAULT_REGION"), aws("BEARER_TOKEN_BEDROCK")
-        access, secret, session = aws("ACCESS_KEY_ID"), aws("SECRET_ACCESS_KEY"), aws("SESSION_TOKEN")
-        if not region or not (bearer or access and secret):
-            raise ServiceError("Bedrock needs a region (AWS_REGION) and a key (AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID "
-                               "and AWS_SECRET_ACCESS_KEY)")
-        self.base_url = (aws("ENDPOINT_URL_BEDROCK_RUNTIME") or f"https://bedrock-runtime.{region}.amazonaws.com").rstrip("/")
-        self._headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        self._sign = None if bearer else lambda *request: sigv4(*request, region, access, secret, session)
-        self.cohere, v4 = "cohere.embed" in (embed_model or ""), "embed-v4" in (embed_model or "")
-        self.most, self.longest = (96, 100_000 if v4 else 2048) if self.cohere else (1, 50_000)
-        self.cut = "RIGHT" if v4 else "END"
+    def __init__(self, model: str, embed_model: str = "", region: str = "", **options: Any) -> None:
+        super().__init__(model, embed_model, **options)
+        self.region = region or _setting("AWS_REGION") or _setting("AWS_DEFAULT_REGION")
+        names = ("BEARER_TOKEN_BEDROCK", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
+        self._secrets = [_setting(f"AWS_{name}") for name in names]
+        bearer, access, secret, _ = self._secrets
+        if not self.region or not (bearer or (access and secret)):
+            raise ServiceError(
+                "Bedrock needs a region (AWS_REGION) and a key (AWS_BEARER_TOKEN_BEDROCK, or "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            )
+        name = "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"
+        usual = f"https://bedrock-runtime.{self.region}.amazonaws.com"
+        self.base_url = check_address(_setting(name) or usual, name)
 
-    def _url(self, model, operation):
-        return f"{self.base_url}/model/{quote(model, safe='')}/{operation}"
+    def _sign(self, request):
+        bearer, *keys = self._secrets
+        if bearer:
+            return super()._sign(request)
+        signed = sigv4(request.url, request.body, self.region, *keys)
+        request.headers.update(signed)
+        return request
 
-    def _chat(self, messages, options, tries):
-        kept = [m for m in messages if m["content"].strip()]  # blank blocks, and at times two turns of a role, are refused
-        system = [{"text": m["content"]} for m in kept if m["role"] == "system"]
-        turns = groupby((m for m in kept if m["role"] != "system"), key=lambda m: m["role"])
-        body = {"messages": [{"role": role, "content": [{"text": m["content"]} for m in turn]} for role, turn in turns],
-                "inferenceConfig": options, **({"system": system} if system else {})}
-        return self._call("POST", self._url(self.model, "converse"), body, self._read, self.model, tries)
+    def _chat_request(self, messages, options):
+        turns = [{"role": m["role"], "content": [{"text": m["content"]}]} for m in messages]
+        body = {"messages": turns, "inferenceConfig": options}
+        if turns[0]["role"] == "system":
+            body["system"] = turns.pop(0)["content"]
+        return f"{self.base_url}/model/{quote(self.model, safe='')}/converse", body
 
-    def _read(self, answer):
-        content = ((answer.get("output") or {}).get("message") or {}).get("content") or []
-        text, used = "".join(block.get("text") or "" for block in content), answer["usage"]
-        cached = int(used.get("cacheReadInputTokens") or 0)
-        fresh = int(used["inputTokens"]) + int(used.get("cacheWriteInputTokens") or 0)
-        if answer["stopReason"] == "model_context_window_exceeded":
-            raise ContextOverflow(f"'{self.model}' stopped: the conversation exceeds its context window", 200)
-        finish = self.finishes.get(answer["stopReason"], "stop")
-        return Reply("" if finish == "content_filter" else visible(text), finish,
-                     Usage(1, fresh + cached, cached, int(used["outputTokens"])))
+    def _read_reply(self, answer):
+        output = answer.get("output") or {}
+        message = output.get("message") or {}
+        used = answer["usage"]
+        names = ("inputTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
+        taken = sum(used.get(name) or 0 for name in names)
+        return _reply(message.get("content"), answer["stopReason"], taken, used["outputTokens"])
 
-    def _embed_request(self, batch, query):
-        kind = "search_query" if query else "search_document"
-        body = {"texts": batch, "input_type": kind, "truncate": self.cut} if self.cohere else {"inputText": batch[0]}
-        return self._url(self.embed_model, "invoke"), body
+    def _embed_request(self, batch):
+        url = f"{self.base_url}/model/{quote(self.embed_model, safe='')}/invoke"
+        return url, {"inputText": batch[0]}
 
     def _rows(self, answer):
-        rows = answer["embeddings"] if self.cohere else [answer.get("embedding") or answer["embeddingsByType"]["float"]]
-        return rows["float"] if isinstance(rows, dict) else rows, int(answer.get("inputTextTokenCount") or 0)
+        return [answer.get("embedding") or answer["embeddingsByType"]["float"]]
 
 
-class Meter:
-    """A model that counts the chat calls that go through it: the cost of one stage."""
-
-    def __init__(self, llm):
-        self.llm, self.usage, self._lock = llm, Usage(), threading.Lock()
-
-    def chat(self, *args, **kwargs):
-        reply = self.llm.chat(*args, **kwargs)
-        with self._lock:
-            self.usage = self.usage + reply.usage
-        return reply
+def _setting(name):
+    return os.environ.get(name, "").strip()
 
 
-class Cached:
-    """A model whose answers are kept in a Cache: what was asked before is answered from there, with the usage it had then.
+def sigv4(
+    url: str, data: bytes, region: str, access: str, secret: str, token: str = "", now: str = ""
+) -> dict:
+    """The headers of a JSON POST to Bedrock, signed with AWS Signature Version 4.
 
-    kind: what speaks to the model ('openai', 'bedrock'), a part of each request. Everything else is the model's own."""
+    Signed are content-type, host, x-amz-date and the session token, over the very bytes and the
+    very path that are sent. now: 'YYYYMMDDTHHMMSSZ', for tests."""
+    now = now or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    parts = urlsplit(url)
+    headers = {
+        "content-type": "application/json",
+        "host": parts.netloc.removesuffix(":443"),
+        "x-amz-date": now,
+    }
+    if token:
+        headers["x-amz-security-token"] = token
+    names = ";".join(headers)
+    scope = f"{now[:8]}/{region}/bedrock/aws4_request"
+    # AWS percent-encodes the path once more, as it stands on the wire.
+    path = quote(parts.path)
+    lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
+    request = f"POST\n{path}\n\n{lines}\n{names}\n{sha256(data).hexdigest()}"
+    signed = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{sha256(request.encode()).hexdigest()}"
+    key = f"AWS4{secret}".encode()
+    for part in [*scope.split("/"), signed]:
+        key = hmac.new(key, part.encode(), sha256).digest()
+    credential = f"Credential={access}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
+    return {**headers, "Authorization": f"AWS4-HMAC-SHA256 {credential}"}
 
-    def __init__(self, llm, cache, kind="openai"):
-        self.llm, self.cache, self.kind = llm, cache, kind
-        if cache.offline:
-            self.base_url = f"{cache.path} alone"  # nothing is sent anywhere
 
-    def __getattr__(self, name):
-        return getattr(self.llm, name)
+# -------------------------------------------------------------------------- reading one reply
 
-    def chat(self, messages, stop=None, max_tokens=512):
-        """As the model's. The request is the messages and every parameter, as asked for."""
-        request = {"messages": messages, "temperature": self.llm.temperature, "stop": stop, "max_tokens": max_tokens}
-        found, = self.cache.answers(f"{self.kind}/{self.llm.model}", [request], lambda _: [
-            json.dumps(asdict(self.llm.chat(messages, stop, max_tokens)))])
-        reply = json.loads(found)
-        return Reply(reply["text"], reply["finish"], Usage(**reply["usage"]))
 
-    def embed(self, texts, query=False):
-        """As the model's, each text a request of its own; kept in half precision (cosines move by less than 1e-4)."""
-        rows = self.cache.answers(f"{self.kind}/{self.llm.embed_model}", [[text, query] for text in texts], lambda new: [
-            np.asarray(row, np.float16).tobytes() for row in self.llm.embed([text for text, _ in new], query)])
-        return np.array([np.frombuffer(row, np.float16) for row in rows], np.float32).reshape(len(rows), -1 if rows else 0)
+class Parsed(NamedTuple):
+    """One ReAct reply: the tool's name as written and its input, or the answer; None: missing."""
+
+    thought: str
+    action: str | None
+    input: str | None
+    answer: str | None
+
+
+# 'Action: x', '**Final Answer:** x', '2. action_input : x'; or a heading that something follows,
+# '### Action' or '**Action**'. A line 'action' is no heading: it may be LaMP-2M's tag.
+# A line 'Finish[x]' is an action without its label.
+LABEL = r"""(?xim) ^ (?: (?=.*:) [ \t>#*_`-]* | (?=[ \t]*[#*_][^:\n]*$\s*\S) [ \t#*_]* )
+    (thought|action[ _-]?input|action|final[ _-]?answer|answer|question|human|user)
+    (?:[ \t]*\d+)? [*_` \t]* (?: : [*_` \t]* | $ )
+    | ^(?=Finish\[)"""
+# a made-up Observation, or the half of the word where a stop string was cut
+MADE_UP = r"(?im)^[ \t>#*_`-]*observations?\b|^[ \t]*obs(?:er?|erv\w*)?[ \t]*\Z"
+# 'Thought: .. Action: RAG Action Input: x' on one line
+INLINE = r"(?<=\S)[ \t]+(?=(?:Action|Action[ _-]?Input|Final ?Answer)[ \t]*\d*:)"
+LOOK_ALIKES = str.maketrans("\uff1a\u00a0\u202f", ":  ", "\r")
+# A tool call that is written as JSON: {"action": "RAG", "action_input": {"query": "war films"}}
+CALL_NAMES = "action|tool|tool_name|name"
+CALL_INPUTS = "action_input|tool_input|arguments|parameters|input|args"
+JSON_CALL = rf'\{{\s*"(?:thought|type|{CALL_NAMES}|{CALL_INPUTS})"'
+# 'RAG("war films")', 'RAG[war films]', 'RAG: war films', 'RAG {"query": "war films"}'
+CALL = r"(?s)([\[({:][^\n]*|[^\[({:\n]*)(?:[\[(](.*)|(?::|(?=\{))(.*))?"
+NO_ACTION = "(?i)none|n/?a|no(?:thing| action| tool)?(?: needed| required)?"
+# query="war films", {'query': 'war films'}; 'war films', [war films]
+WRAPPED = r"""(?xs) ^ (?: \{?\s* ["']?\w+["']? \s*[:=]\s* (["'])(.*)\1 \s*\}?
+    | \[?["'\u201c]{0,2}\ ? ([^"\u201c\u201d\[\]]*?) \ ?["'\u201d]{0,2}\]? ) $"""
+
+
+def parse_reply(text: str, answer_first: bool = False) -> Parsed:
+    """Read one ReAct reply.
+
+    The first action counts, unless an answer stands before it, or stands below it and the action
+    has no input; of several answers the last one before a made-up next question. Everything from a
+    made-up Observation on is dropped. answer_first: an answer beats an action wherever it stands.
+    """
+    text = _spell_out(Reply(text).text.translate(LOOK_ALIKES))
+    text = re.split(MADE_UP, re.sub(INLINE, "\n", text))[0]
+    before, *parts = re.split(LABEL, text)  # label, content, label ..
+    thought = before.strip()
+    action = given = answer = ""
+    for label, content in zip(parts[::2], parts[1::2]):
+        label = (label or "action").lower()
+        content = content.strip()
+        if label == "thought":
+            thought = thought or content
+        elif "answer" in label:
+            answer = content or answer
+        elif label == "action" and not given and not answer:
+            action, given = _read_call(content)
+        elif "input" in label and action and not given:
+            given = content
+        elif label in ("question", "human", "user") and (given or answer):
+            break
+        if given and re.fullmatch("(?i)finish|(?:final[ _-]?)?answer", action):
+            answer = given.strip("\"'` ")
+            action = given = ""
+    given = _plain_input(given)
+    if re.fullmatch(NO_ACTION, action) or (answer and (answer_first or not given)):
+        action = given = ""
+    if action:
+        answer = ""
+    answer = re.split(r"\n\s*\n", answer)[0].strip("*_` \n")  # an explanation may follow
+    return Parsed(thought, action or None, given or None, answer or None)
+
+
+def _spell_out(text):
+    """A tool call that is written as JSON becomes labelled lines; code fences go."""
+    text = re.sub(r"(?m)^[ \t]*```\w*[ \t]*$|</?tool_call>", "\n", text)
+    try:
+        start = next(re.finditer(JSON_CALL, text)).start()
+        call, end = json.JSONDecoder(strict=False).raw_decode(text, start)
+        name = next(call[key] for key in CALL_NAMES.split("|") if key in call)
+        given = next(call[key] for key in CALL_INPUTS.split("|") if key in call)
+    except (StopIteration, ValueError, RecursionError):
+        return text
+    given = json.dumps(given, ensure_ascii=False)
+    lines = f"Action: {name}\nAction Input: {given}\nThought:"
+    return f"{text[:start].rstrip(' [')}\n{lines}{text[end:].lstrip(' ]')}"
+
+
+def _read_call(text):
+    """'RAG("war films")' -> ('RAG', 'war films'), 'RAG' or '[RAG]' -> ('RAG', '')."""
+    text = re.sub(r"^\[([^\]]*)\]$", r"\1", text.strip("*_`\"' "))
+    name, bracketed, rest = re.match(CALL, text).groups("")
+    inside = re.sub(r"\]?\)?$", "", bracketed)
+    return name.strip("*_`\"'[]. "), inside or rest
+
+
+def _plain_input(text):
+    """The text of an input that is quoted, keyed or JSON: '{"query": "war"}' -> 'war'."""
+    text = " ".join(text.strip("*`").split())
+    data = text
+    with suppress(ValueError, TypeError, RecursionError):
+        data = json.loads(data)
+        data = json.loads(data)  # a string may hold JSON itself
+    if isinstance(data, dict):
+        data = list(data.values())
+    if isinstance(data, list):
+        text = " ".join(map(str, data))
+    elif isinstance(data, str):
+        text = data
+    return " ".join(re.sub(WRAPPED, r"\2\3", text).split())
+
+
+# ----------------------------------------------------------------------------------- the loop
 
 
 @dataclass
 class Step:
-    """One turn of the loop. A badly formatted reply has no action, and stands whole in `thought`."""
+    """One turn of the loop. A badly formatted reply has no action and stands whole in `thought`."""
+
     thought: str
     action: str | None = None
     input: str | None = None
@@ -308,76 +684,18 @@ class Step:
 
 @dataclass
 class Answer:
-    """status: 'answered'; 'forced' (asked for its answer at the step limit or after three idle replies; no answer then
-    is an empty text); 'refused' or 'overflow' (the method's own failures, empty text)."""
+    """status: 'answered'; 'forced' (asked for its answer at the step limit or after three idle
+    replies; where it gave none, the text is empty); 'refused' or 'overflow' (the method's own
+    failures, empty text)."""
+
     text: str
-    steps: list
+    steps: list[Step]
     status: str
     usage: Usage
 
 
-MARKS = r"[ \t>#*_`\-]*"
-# 'Action: x', '### Action' above x; not a line that is only 'action', or '**action**' at the end: that is LaMP-2M's tag
-LABEL = re.compile(rf"^(?![ \t]*action[ \t]*$|{MARKS}action{MARKS}\s*\Z){MARKS}(thought|action input|action|final answer|answer)"
-                   rf"[ \t]*\d*{MARKS}(?::{MARKS}|$)", re.I | re.M)
-MADE_UP = re.compile(rf"^{MARKS}observations?\b", re.I | re.M)
-# 'RAG(x)', 'RAG[x]', 'RAG: x', 'RAG {..}'
-INPUT_INSIDE = re.compile(r"([\w ]+?)\s*(?:\[(.+?)\]?|\((.+?)\)?|:?\s*(\{.+\})|:\s*(.+))$", re.S)
-INLINE = re.compile(r"(?<=\S)[ \t]+(?=(?:Action|Action Input|Final Answer)[ \t]*\d*:)")
-
-
-def parse_reply(text):
-    """Read one ReAct reply: (thought, action, input, answer).
-
-    action is the tool's name as written, input its text; each None where it is missing, as is the answer. Of several actions
-    the first counts, of several answers the last; an action beats an answer that follows it. Everything
-    from a made-up Observation on is dropped.
-    """
-    text = visible(text).replace("\r\n", "\n").replace("：", ":")
-    text = re.sub(r"^[ \t]*```\w*[ \t]*$", "", text, flags=re.M)  # code fences round the whole or parts of it
-    text = MADE_UP.split(INLINE.sub("\n", text))[0]  # 'Thought: .. Action: RAG Action Input: x' on one line
-    before, *parts = LABEL.split(text)  # label, content, label, content ..
-    sections = [(label.lower(), content.strip()) for label, content in zip(parts[::2], parts[1::2])]
-    thought, action, given, answer = before.strip(), None, None, None
-    for (label, content), (follows, after) in zip(sections, [*sections[1:], ("", "")]):
-        if label == "thought":
-            thought = thought or content
-        elif label in ("answer", "final answer"):
-            answer = content
-        elif label == "action" and not answer:
-            action, given = _read_action(content, after if follows == "action input" else None)
-            break
-    if answer:  # an explanation after a blank line is not part of the answer
-        answer = re.split(r"\n\s*\n", answer)[0].strip().strip("*_`").strip()
-    return thought, action, given, answer or None
-
-
-def _read_action(action, given):
-    """('RAG("war films")', None) -> ('RAG', 'war films'); the input as text whether quoted, JSON or in brackets."""
-    action = re.sub(r"^\[([^\[\]]+)\]$", r"\1", action.strip("*_`\"' "))
-    if given is None and (inline := INPUT_INSIDE.match(action)):
-        action, given = inline[1], inline[inline.lastindex]
-    action = re.split(r"[\[(:\n]", action)[0]
-    try:
-        data = json.loads(given)
-        values = data.values() if isinstance(data, dict) else data if isinstance(data, list) else [given]
-        given = data if isinstance(data, str) else " ".join(str(v) for v in values)
-    except (TypeError, ValueError):
-        pass
-    given = " ".join(given.strip().strip("`").split()) if given else ""
-    if given[-1:] == {"\"": "\"", "'": "'", "[": "]"}.get(given[:1]):
-        given = given[1:-1].strip()
-    return action.strip("*_`\"'[]. "), given or None
-
-
-def find_tool(name, tools):
-    """The tool that a model means by `name` ('wikipedia', 'RAG API', 'the rag tool'), or None."""
-    exact = [t for t in tools if t.name.lower() == name.lower()]
-    named = exact or [t for t in tools if re.search(rf"(?<![a-z]){re.escape(t.name)}", name, re.I)]
-    return named[0] if len(named) == 1 else None
-
-
-# ours: stands after the persona in the system prompt; alignment never rewrites it. {tools}: name and description each.
+# ours: stands after the persona in the system prompt; alignment never rewrites it. {tools}: name
+# and description each.
 PROTOCOL = """\
 You have these tools:
 
@@ -387,124 +705,184 @@ Work in turns. In each turn write either one action:
 Thought: what you need to know and where to find it
 Action: the name of one tool ({names})
 Action Input: the input for that tool
-and stop there; you are then given its result as an Observation. Or, once you know enough, your answer:
+and stop there; you are then given its result as an Observation. Or, once you know enough, your \
+answer:
 Thought: why this is the answer
 Final Answer: only the answer, in the form that the question asks for
 
-Where the question says to just answer, that concerns the Final Answer: use the tools first.{rule}"""
+Where the question says to just answer, that concerns the Final Answer: use the tools \
+first.{rule}"""
+# ours, where there is no tool
 NO_TOOLS = """\
 No tools are available, so the rules about using tools do not apply. Reply in this form:
 Thought: why this is the answer
-Final Answer: only the answer, in the form that the question asks for"""  # ours, where there is no tool
-ONE_TOOL = " There is only one tool here, so a rule to use two tools does not apply."  # ours
+Final Answer: only the answer, in the form that the question asks for"""
+# ours
+ONE_TOOL = " There is only one tool here, so a rule to use two tools does not apply."
+# ours: the observation after a reply that does not parse; no lines in it that a model could copy
 BAD_REPLY = """\
-That reply has neither an action nor an answer in the right form{why}. Write a line that begins with 'Action:' and names a \
-tool ({names}), and below it a line that begins with 'Action Input:'. Or, once you know enough, a line that begins with \
-'Final Answer:'."""  # ours: the observation after a reply that does not parse; no lines in it that a model could copy
+That reply has neither an action nor an answer in the right form{why}. Write a line that begins \
+with 'Action:' and names a tool ({names}), and below it a line that begins with 'Action Input:'. \
+Or, once you know enough, a line that begins with 'Final Answer:'."""
 # ours, where there is no tool
-NO_ANSWER = "That reply has no answer in the right form{why}. Write one line that begins with 'Final Answer:'."
-UNKNOWN_TOOL = "There is no tool '{name}'. The tools are: {names}."  # ours
-REPEATED = "You have already done exactly this, and its result stands above. Do not repeat it: {instead}."  # ours
-FORCED = "No more actions are possible. Reply now with one line: 'Final Answer:' and only the answer."  # ours
+NO_ANSWER = """\
+That reply has no answer in the right form{why}. Write one line that begins with 'Final Answer:'."""
+# ours
+UNKNOWN_TOOL = "There is no tool '{name}'. The tools are: {names}."
+REPEATED = """\
+You have already done exactly this, and its result stands above. Do not repeat it: {instead}."""
+FAILED = "{name} failed ({why}). Try another input or another tool."
+FORCED = """\
+No more actions are possible. Reply now with one line: 'Final Answer:' and only the answer."""
+FAILURES = {"overflow": "overflow", "content_filter": "refused"}  # a reply's finish -> status
 
 
-def protocol(tools):
+def protocol(tools: list) -> str:
     """The part of the system prompt that explains the tools and the format."""
     if not tools:
         return NO_TOOLS
-    described = "\n\n".join(f"{t.name}: {t.description}" for t in tools)
-    return PROTOCOL.format(tools=described, names=" or ".join(t.name for t in tools), rule="" if len(tools) > 1 else ONE_TOOL)
+    described = "\n\n".join(f"{tool.name}: {tool.description}" for tool in tools)
+    rule = ONE_TOOL if len(tools) == 1 else ""
+    return PROTOCOL.format(tools=described, names=_names(tools), rule=rule)
 
 
-def react(llm, system, question, tools, max_steps=8, eager=False):
+def _names(tools):
+    return " or ".join(tool.name for tool in tools) or "none"
+
+
+def react(
+    llm: Any, system: str, question: str, tools: list, max_steps: int = 8, eager: bool = False
+) -> Answer:
     """Answer `question` in a ReAct loop (a_t ~ pi_P(. | c_t), Eq. 4).
 
-    The answer is forced after `max_steps` replies, or three in a row that lead nowhere (badly formatted, an unknown tool,
-    an action already done). eager: a bare label without 'Final Answer:' is an answer even before a tool was used. A tool's
-    failure is an observation. Raises ServiceError where the model cannot be reached."""
-    messages = [{"role": "system", "content": "\n\n".join(filter(None, [system, protocol(tools)]))},
-                {"role": "user", "content": question}]
-    steps, usage, stuck, done, forced = [], Usage(), 0, set(), False
+    The messages only grow and always end with a user turn. The answer is forced after `max_steps`
+    replies, or three in a row that lead nowhere (badly formatted, an unknown tool, an action
+    already done). eager: a bare label without 'Final Answer:' is an answer even before a tool was
+    used. Raises ServiceError where the model cannot be reached.
+    """
+    prompt = f"{system}\n\n{protocol(tools)}".strip()
+    messages = [{"role": "system", "content": prompt}, {"role": "user", "content": question}]
+    steps: list = []
+    usage = Usage()
+    done: set = set()
+    idle = 0
+    forced = False
     while True:
-        try:
-            reply = llm.chat(messages, stop=["\nObservation"])
-        except ContextOverflow as e:
-            steps.append(Step(f"(no reply: {e})"))
-            return Answer("", steps, "overflow", usage)
-        usage = usage + reply.usage
-        if reply.finish == "content_filter":
-            return Answer("", steps, "refused", usage)
-        text = MADE_UP.split(visible(reply.text))[0].strip()
+        reply = llm.chat(messages, stop=["\nObservation"])
+        usage += reply.usage
+        if reply.finish in FAILURES:
+            return Answer("", steps, FAILURES[reply.finish], usage)
+        text = re.split(MADE_UP, reply.text)[0].strip()
         messages.append({"role": "assistant", "content": text or "(no reply)"})
-        thought, action, given, answer = parse_reply(text)
-        if not answer and not LABEL.search(text) and (done or forced or not tools or eager):
-            first = re.split(r"\n\s*\n", text)[0].strip()  # a bare label; what follows a blank line explains it
-            answer = first if 0 < len(first.split()) <= (30 if forced else 8) else None
+        thought, action, given, answer = parse_reply(text, answer_first=forced)
+        if not answer and (forced or done or eager or not tools):
+            answer = _bare_answer(text, forced)
         if answer or forced:
             steps.append(Step(thought if answer else text))
-            return Answer(answer or "", steps, "forced" if forced else "answered", usage)
-        step = Step(thought if action and given else text, action, given)
-        step.observation, ok = _observe(step, tools, done, reply.finish)
+            status = "forced" if forced else "answered"
+            return Answer(answer or "", steps, status, usage)
+        known = len(done)
+        if action and given:
+            step = Step(thought, action, given)
+            step.observation = _act(step, tools, done)
+        else:
+            step = Step(text, observation=_correction(action, tools, reply.finish))
         steps.append(step)
-        stuck = 0 if ok else stuck + 1
-        forced = stuck == 3 or len(steps) >= max_steps
-        messages.append({"role": "user", "content": f"Observation: {step.observation}" + (f"\n\n{FORCED}" if forced else "")})
+        idle = 0 if len(done) > known else idle + 1
+        forced = idle == 3 or len(steps) >= max_steps
+        observation = f"Observation: {step.observation}"
+        if forced:
+            observation += f"\n\n{FORCED}"
+        messages.append({"role": "user", "content": observation})
 
 
-def _observe(step, tools, done, finish):
-    """(observation, whether the step led on) of one step; runs the tool unless that was done before."""
-    names = " or ".join(t.name for t in tools)
-    if not step.action or not step.input:
-        missing = ": Action Input is missing" if step.action and tools else ""
-        step.action = None
-        return (BAD_REPLY if tools else NO_ANSWER).format(why=": it was cut off for its length" if finish == "length" else missing,
-                                                          names=names), False
+def _bare_answer(text, forced):
+    """The first paragraph of a reply without any label, if it is short: 'comedy'."""
+    first = re.split(r"\n\s*\n", text)[0]
+    words = 30 if forced else 8
+    if re.search(LABEL, text) or len(first.split()) > words:
+        return ""
+    return first.strip()
+
+
+def _correction(action, tools, finish):
+    """What a reply is told that has neither a whole action nor an answer."""
+    why = ""
+    if finish == "length":
+        why = ": it was cut off for its length"
+    elif action and tools:
+        why = ": Action Input is missing"
+    wording = BAD_REPLY if tools else NO_ANSWER
+    return wording.format(why=why, names=_names(tools))
+
+
+def _act(step, tools, done):
+    """The observation of a step's action; done gains the tool and the input of a new one.
+
+    A tool's failure is an observation, too, but for an outage of the embedding model: a question
+    asked without its memory would score the outage as an answer."""
     tool = find_tool(step.action, tools)
-    if not tool:
-        return UNKNOWN_TOOL.format(name=step.action, names=names or "none"), False
+    if tool is None:
+        return UNKNOWN_TOOL.format(name=step.action, names=_names(tools))
     step.action = tool.name
-    if (tool.name, step.input.lower()) in done:
-        fresh = [t.name for t in tools if t.name not in {name for name, _ in done}]
-        return REPEATED.format(instead=f"use {' or '.join(fresh)} now" if fresh else "write your Final Answer now"), False
-    done.add((tool.name, step.input.lower()))
-    return tool(step.input), True
+    call = (tool.name, step.input.lower())
+    if call in done:
+        fresh = [other for other in tools if other.name not in dict(done)]
+        instead = f"use {_names(fresh)} now" if fresh else "write your Final Answer now"
+        return REPEATED.format(instead=instead)
+    done.add(call)
+    try:
+        return tool(step.input)
+    except ServiceError:
+        raise
+    except Exception as e:
+        return FAILED.format(name=tool.name, why=f"{type(e).__name__}: {e}")
 
 
-def complete(llm, prompt):
-    """One call without tools or system prompt, as an Answer; the baselines without an agent."""
-    reply = llm.chat([{"role": "user", "content": prompt}])
-    return Answer(reply.text, [], "refused" if reply.finish == "content_filter" else "answered", reply.usage)
+def find_tool(name: str, tools: list) -> Any:
+    """The tool that a model means by `name` ('wikipedia', 'RAG API', 'the rag tool'), or None."""
+    same = [tool for tool in tools if tool.name.lower() == name.lower()]
+    close = [t for t in tools if re.search(rf"(?i)(?<![a-z]){re.escape(t.name)}", name)]
+    first, *others = same or close or [None]
+    return None if others else first
 
+
+# ---------------------------------------------------------------------------------- the agent
 
 # paper, Appendix B, word for word; {profile} is [Initial Semantic Memory]
 PERSONA = """\
-You are a helpful personalized assistant. Take more than two actions to infer the user preference and answer the \
-question. User summary: {profile}
+You are a helpful personalized assistant. Take more than two actions to infer the user preference \
+and answer the question. User summary: {profile}
 
 STRICT RULES: when using tools, always:
 
 1. Think step-by-step about what information you need.
 2. MUST use at least TWO tools to answer the question.
-3. Use tools precisely and deliberately and try to get the most accurate information from different tools.
+3. Use tools precisely and deliberately and try to get the most accurate information from \
+different tools.
 4. Provide clear, concise responses. Do not give explanation in the final answer."""
 
 
-def initial_persona(profile):
+def initial_persona(profile: str) -> str:
     """Appendix B's prompt with the profile P^u filled in."""
     return PERSONA.replace("{profile}", profile)
 
 
+@dataclass
 class PersonaAgent:
-    """One user's agent. persona: the user's part of the system prompt; tools default to Wiki and RAG over `memory`."""
+    """One user's agent. persona: the user's part of the system prompt. memory: what `observe` adds
+    to, and what alignment reads."""
 
-    def __init__(self, llm, memory, persona, tools=None, max_steps=8):
-        self.llm, self.memory, self.persona, self.max_steps = llm, memory, persona, max_steps
-        self.tools = [Wiki(), RAG(memory)] if tools is None else tools
+    llm: Any
+    memory: Any
+    persona: str
+    tools: list
+    max_steps: int = 8
 
-    def answer(self, question):
+    def answer(self, question: str) -> Answer:
         """Answer one question under the current persona."""
         return react(self.llm, self.persona, question, self.tools, self.max_steps)
 
-    def observe(self, query, response, **metadata):
-        """Remember what the user really answered: appends to the memory. Evaluation never calls this."""
-        self.memory.add([Episode(query, response, metadata)])
+    def observe(self, query: str, response: str, **metadata: Any) -> None:
+        """Remember what the user really answered. Evaluation never calls this."""
+        self.memory.remember(query, response, **metadata)

