@@ -28,7 +28,7 @@ class Episode:
     text: str = ""
 
     def __post_init__(self) -> None:
-        answer = self.response and f"answer: {self.response}"
+        answer = f"answer: {self.response}" if self.response else ""
         parts = [self.metadata.get("date"), answer, self.query]
         self.text = self.text or " | ".join(str(part) for part in parts if part)
 

@@ -189,12 +189,14 @@ def _terms(gold, pred, labels):
 
 def _scores(terms):
     """{metric: value} of the terms of some answers, two a rating and more a label; nan of none."""
-    error, *others = terms.sum(axis=0) / (len(terms) or math.nan)
+    error, *others = terms.sum(axis=0)
+    n = len(terms) or math.nan
     if len(others) == 1:
-        return {"MAE": float(error), "RMSE": math.sqrt(others[0])}
+        return {"MAE": float(error / n), "RMSE": math.sqrt(others[0] / n)}
     right, differ = np.split(np.array(others), 2)
     f1 = 2 * right / np.maximum(2 * right + differ, 1e-300)
-    return {"accuracy": float(1 - error), "macro-F1": float(f1.mean())}
+    macro = float(f1.mean()) if len(terms) else math.nan
+    return {"accuracy": float((n - error) / n), "macro-F1": macro}
 
 
 def accuracy(gold: Iterable, pred: Iterable, labels: Sequence) -> float:
