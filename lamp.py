@@ -414,7 +414,7 @@ def _user(task, queries, items, titles, seed, remarks):
             known.add(plain)
     user.history.sort(key=lambda episode: _date(episode.metadata))
     if asked & {task.key(episode.query) for episode in user.history if episode.response}:
-        raise RuntimeError(f"a query of user {user.id} is left in the history")
+        raise Problem(f"an item of user {user.id} has the text of an evaluated query: take it out")
     return user
 
 
@@ -516,7 +516,8 @@ def _icl_examples(task, users, seed):
         asked = {task.key(query.input) for query in user.queries}
         for query in user.queries:
             found = mine[query.id] = []
-            drawn = random.Random(f"{seed} {query.id}").sample(pool, min(len(pool), 50 * k))
+            rng = random.Random(f"{seed} {query.id}".encode("utf-8", "replace"))
+            drawn = rng.sample(pool, min(len(pool), 50 * k))
             for owner, episode in drawn:
                 if len(found) < k and owner is not user and task.key(episode.query) not in asked:
                     found.append(f"{episode.query}\n{episode.response}")

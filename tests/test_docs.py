@@ -138,11 +138,11 @@ def test_no_run_is_wrong_usage(runs, capsys):
 
 
 def test_scripts_run_from_anywhere_on_what_lamp_writes(tmp_path):
-    options = ["--task", "lamp3", "--method", "rag-4,personaagent", "--users", "2"]
+    options = ["--task", "lamp3", "--method", "prompt,personaagent", "--users", "1"]
     assert lamp.cli([*options, "--output", str(tmp_path / "runs")]) == 0
     command = [sys.executable, lamp.HERE / "docs" / "report.py", "runs"]
     text = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout
-    assert b"| personaagent | 6 |" in text
+    assert b"| personaagent | 3 |" in text
 
 
 def test_jaccard_counts_shared_words():

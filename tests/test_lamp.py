@@ -181,7 +181,7 @@ def test_a_record_longer_than_any_buffer_is_read_whole(tmp_path):
 
 def test_memory_grows_with_the_users_kept_and_not_with_the_file(tmp_path):
     long = [item("word " * 20_000)] * 3
-    write(tmp_path, [asks("kept", long * 2), *(asks(str(n), long) for n in range(204))])  # 62 MB
+    write(tmp_path, [asks("kept", long * 2), *(asks(str(n), long) for n in range(82))])  # 26 MB
     tracemalloc.start()
     (user,) = read(tmp_path, users=1)
     peak = tracemalloc.get_traced_memory()[1]

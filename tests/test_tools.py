@@ -48,6 +48,7 @@ def server(monkeypatch):
         faults.pauses = []
         monkeypatch.setattr("tools.time.sleep", faults.pauses.append)
         monkeypatch.setattr("tools.random.uniform", lambda low, high: high)
+        monkeypatch.setattr("requests.sessions.DEFAULT_REDIRECT_LIMIT", 3)
         faults.script(FOUND, prefix=SEARCH)
         faults.script(page("Rome", "The capital of Italy."), prefix=PAGE)
         yield faults
