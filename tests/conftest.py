@@ -1,11 +1,15 @@
 """What several test files share: a model that says what it is told to, and an embedding by hand."""
 
+import gc
+import signal
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from persona_agent import Reply
+
+gc.set_threshold(50_000)  # thousands of tests are kept: looking through them costs a second
 
 
 class Scripted:
@@ -43,3 +47,12 @@ def scripted():
 @pytest.fixture
 def embed():
     return count_letters
+
+
+@pytest.fixture
+def one_second():
+    """Fails a test that computes for longer, even where a pattern hangs."""
+    signal.signal(signal.SIGVTALRM, lambda *_: pytest.fail("more than a second"))
+    signal.setitimer(signal.ITIMER_VIRTUAL, 1)
+    yield
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)

@@ -18,19 +18,17 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-# what says nothing, what praises, what blames
+# what says nothing | what praises | what blames
 LISTS = """\
 about after again also been before both could does down each even from have having here into just
 more most much only other over same some such than that their them then there these they this those
 through under until very were what when where which while whom will with would your answer following
-without explanation further
-
+without explanation further |
 best love loved excellent great perfect wonderful favorite amazing superb recommend happy pleased
-beautiful
-
-broke broken worst terrible waste refund returned disappointed poor cheap late damaged awful
-useless"""
-STOP, GOOD, BAD = (set(part.split()) for part in LISTS.split("\n\n"))
+beautiful |
+broke broken worst terrible waste refund returned disappointed poor cheap late damaged awful useless
+"""
+STOP, GOOD, BAD = (set(part.split()) for part in LISTS.split("|"))
 
 
 def words(text):
@@ -227,6 +225,7 @@ class Handler(BaseHTTPRequestHandler):
 def start(port=0, handler=Handler):
     """A running server on loopback, at port `server.server_port`; `server.shutdown()` ends it."""
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    server.socket.listen(128)  # that many workers may connect at once
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     return server
 
