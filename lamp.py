@@ -297,7 +297,7 @@ def _day(date):
 
 
 def _date(item):
-    return _day(_field(item, "date"))
+    return _day(str(item.get("date"))) if isinstance(item, dict) else ()
 
 
 def _queries(task, part, remarks):

@@ -1,6 +1,5 @@
 """What several test files share: a model that says what it is told to, and an embedding by hand."""
 
-import gc
 import signal
 from collections.abc import Callable
 
@@ -8,8 +7,6 @@ import numpy as np
 import pytest
 
 from persona_agent import Reply
-
-gc.set_threshold(50_000)  # thousands of tests are kept: looking through them costs a second
 
 
 class Scripted:
