@@ -84,6 +84,10 @@ class WikiUnreachable(Exception):
     """Wikipedia gave no answer."""
 
 
+class WikiFault(WikiUnreachable):
+    """It did answer, but not with what was asked for."""
+
+
 class _Session(requests.Session):
     def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
         """After a redirect `requests` would read a password from ~/.netrc."""
@@ -126,7 +130,8 @@ class Wiki(Tool):
     def look_up(self, topic: str) -> str:
         """Search, then the best page's summary, or the search's excerpt where the page gives none.
 
-        Raises WikiUnreachable where the search gets no answer."""
+        Raises WikiUnreachable where the search gets no answer, or the page for want of a
+        connection."""
         with self._one_at_a_time:
             if self.failures >= 3:
                 raise WikiUnreachable(self.down)
@@ -137,7 +142,7 @@ class Wiki(Tool):
             if not pages:
                 return NO_PAGE.format(topic=topic)
             page = pages[0]
-            with suppress(WikiUnreachable):
+            with suppress(WikiFault):
                 page |= self._get(f"/api/rest_v1/page/summary/{quote(page['key'], safe='')}")
         title = page.get("title") or topic
         extract = page.get("extract") or ""
@@ -164,16 +169,17 @@ class Wiki(Tool):
                         return {}
                     if status == 200:
                         return _read_object(response, end)
-                why = f"HTTP {status}"
+                fault = WikiFault(f"HTTP {status}")
                 if status < 500 and status != 429:
                     break
                 asked = response.headers.get("Retry-After", "")
                 wait = float(asked) if asked.isdigit() else wait
             except Exception as e:  # of requests, urllib3, ssl, json: no answer, for any reason
-                why = f"{type(e).__name__}: {str(e)[:400]}"
+                kind = WikiFault if isinstance(e, ValueError) else WikiUnreachable
+                fault = kind(f"{type(e).__name__}: {str(e)[:400]}")
             if time.monotonic() + wait > end:
                 break
-        raise WikiUnreachable(why)
+        raise fault
 
 
 def _read_object(response, end):

@@ -7,7 +7,7 @@ import pytest
 
 from memory import Episode, EpisodicMemory
 from tests.faults import Answer, Faults, dead_address
-from tools import LIMIT, NO_PAGE, RAG, WIKI_DOWN, Tool, Wiki
+from tools import LIMIT, NO_PAGE, RAG, WIKI_DOWN, Tool, Wiki, WikiUnreachable
 
 SEARCH, PAGE = "/w/rest.php/v1/search/page", "/api/rest_v1/page/summary/"
 
@@ -27,7 +27,7 @@ TOPICS = [
     (" 100%\n what? & #1 ", "100%25%20what%3F%20%26%20%231", "What now?", "What_now%3F"),
     ("\ud83d" + "x" * 400, "%3F" + "x" * 249, "Zürich", "Z%C3%BCrich"),
 ]
-NO_SUMMARY = [page("Rome", ""), page("Rome", None), Answer(b"<html>"), RESET]
+NO_SUMMARY = [page("Rome", ""), page("Rome", None), Answer(b"<html>")]
 NO_SUMMARY += [Answer(b"gone", status) for status in (400, 403, 404, 410, 500)]
 NO_RESULT = [Answer({"error": "slow down"}), Answer([]), Answer(b"<html>"), Answer(b"{}garbage")]
 NO_RESULT += [Answer(b"[" * 2000), Answer(action="truncate"), RESET, FAULT, REFUSED]
@@ -90,6 +90,13 @@ def test_a_page_without_a_summary_gives_the_excerpt_of_the_search(server, answer
     tool = Wiki(server.url)
     said = [tool("Rome") for _ in range(4)]
     assert (said, tool.down) == (["Rome: city Rome & Lazio"] * 4, "")
+
+
+def test_a_connection_that_is_lost_before_the_page_is_an_outage_and_no_excerpt(server):
+    server.script(found("Rome", excerpt="a city"), prefix=SEARCH)
+    server.script(RESET, prefix=PAGE)
+    with pytest.raises(WikiUnreachable):  # so that no cache keeps it
+        Wiki(server.url).look_up("Rome")
 
 
 @pytest.mark.parametrize("answer", NO_RESULT, ids=lambda answer: repr(answer)[12:40])
