@@ -1277,8 +1277,11 @@ def main(argv: list, pool: Executor | None = None) -> int:
     if settings.model == STAND_IN:
         print(f"{NO_MODEL}\n")
     _announce(settings, users, remarks, llm)
-    workers = pool or ThreadPoolExecutor(settings.workers)
-    results = run(settings, users, examples, folders, origin, workers)
+    own = ThreadPoolExecutor(settings.workers)
+    try:
+        results = run(settings, users, examples, folders, origin, pool or own)
+    finally:
+        own.shutdown(wait=False)  # a program that goes on keeps no threads of it
     print(table(results))
     for name, folder in folders.items():
         print(f"{name}: {folder}")
