@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,7 @@ import memory
 import metrics
 import persona_agent
 import tools
-from align import bare
+from align import Alignment, bare
 from memory import Episode, EpisodicMemory, MemoryBank, summarize
 from persona_agent import (
     FAILURES,
@@ -50,7 +50,6 @@ from persona_agent import (
     ServiceError,
     Usage,
     check_address,
-    react,
 )
 from tools import RAG, WIKI_DOWN, Wiki, WikiUnreachable
 
@@ -188,6 +187,7 @@ class Query:
     gold: str
     user: str = ""
     order: tuple = ()
+    examples: list = field(default_factory=list)  # for in-context learning
 
 
 @dataclass
@@ -450,15 +450,16 @@ def _episode(task, item, user, rivals, seed):
 
 @dataclass(frozen=True)
 class Method:
-    """What a method gives the model."""
+    """What a method gives the model: with tools or a persona that is aligned in a ReAct loop, else
+    in one call."""
 
-    system: str = ""  # the first system prompt of a ReAct loop; '': one call, no loop
-    profile: bool = False  # P^u, in the persona, or before the prompt
+    system: str = ""  # the first system prompt; without a loop it stands before the question
+    profile: bool = False  # P^u, for {profile} there
     own: int = 0  # the user's top-K items in LaMP's own prompt
     others: int = 0  # labelled items of other users before the prompt
     tools: tuple[str, ...] = ()
     aligned: bool = False  # the persona is rewritten by Algorithm 1 first
-    bank: bool = False  # MemoryBank's portrait and recall in the system prompt
+    bank: bool = False  # MemoryBank's portrait and recall for {profile} and {memories} there
     # A bare label is an answer before any tool was used: no rule asks these baselines for tools.
     eager: bool = False
 
@@ -469,6 +470,14 @@ class Method:
 
 # ours: the system prompt of an agent without a persona
 NEUTRAL = "You are a helpful assistant. Answer the question."
+# ours, for membank
+BANK = f"""\
+{NEUTRAL} What you know of the user: {{profile}}
+
+Related memories:
+{{memories}}"""
+# ours: the profile where there is none
+UNKNOWN = "nothing is known."
 BOTH = ("Wiki", "RAG")
 METHODS = {
     # the bare input
@@ -479,11 +488,11 @@ METHODS = {
     "rag-1": Method(own=1),
     "rag-4": Method(own=4),
     # profile-augmented generation (Richardson et al., 2023)
-    "pag-4": Method(own=4, profile=True),
+    "pag-4": Method("{profile}", own=4, profile=True),
     # Yao et al. (2023): nothing of the user, as the paper's numbers suggest
     "react": Method(NEUTRAL, tools=("Wiki",), eager=True),
     # MemoryBank (Zhong et al., 2024)
-    "membank": Method(NEUTRAL, tools=("Wiki",), bank=True, eager=True),
+    "membank": Method(BANK, tools=("Wiki",), bank=True, eager=True),
     # the paper's method
     "personaagent": Method(PERSONA, profile=True, tools=BOTH, aligned=True),
     # Table 3: the same with one part taken out
@@ -493,35 +502,23 @@ METHODS = {
     "no-action": Method(PERSONA, profile=True, aligned=True),
 }
 GROUPS = {"table2": list(METHODS)[:8], "table3": list(METHODS)[7:], "all": list(METHODS)}
-# ours: the profile in Appendix B's prompt where there is none
-UNKNOWN = "nothing is known."
-# ours, for membank
-BANK = """\
-{neutral} What you know of the user: {portrait}
-
-Related memories:
-{memories}"""
 
 
-def _icl_examples(task, users, seed):
-    """{user id: {query id: seeded questions of other users with their answers}}, none of which has
-    the text of a query of this user."""
+def _give_examples(task, users, seed):
+    """Draw each query's examples, seeded: questions of other users with their answers, none of
+    which has the text of a query of its user."""
     k = max(method.others for method in METHODS.values())
     pool = []
     for user in users:
         pool += [(user, episode) for episode in user.history if episode.response]
-    examples = {}
     for user in users:
-        mine = examples[user.id] = {}
         asked = {task.key(query.input) for query in user.queries}
         for query in user.queries:
-            found = mine[query.id] = []
             rng = random.Random(f"{seed} {query.id}".encode("utf-8", "replace"))
-            drawn = rng.sample(pool, min(len(pool), 50 * k))
-            for owner, episode in drawn:
-                if len(found) < k and owner is not user and task.key(episode.query) not in asked:
-                    found.append(f"{episode.query}\n{episode.response}")
-    return examples
+            for owner, episode in rng.sample(pool, min(len(pool), 50 * k)):
+                wanted = len(query.examples) < k and owner is not user
+                if wanted and task.key(episode.query) not in asked:
+                    query.examples.append(f"{episode.query}\n{episode.response}")
 
 
 def _rag_prompt(task, question, store, k):
@@ -705,105 +702,21 @@ class Meter:
 # ------------------------------------------------------------------------------------- one user
 
 
-@dataclass
-class Trial:
-    """One method on one user. store: the user's episodic memory, filled by the first to need it."""
-
-    settings: Namespace
-    method: Method
-    user: User
-    store: EpisodicMemory
-    llm: Any
-    tools: list
-    bank: MemoryBank | None = None
-    profile: str = ""
-    persona: str = ""
-
-    def rows(self, examples):
-        """Its line of personas.jsonl and its rows of predictions.jsonl."""
-        line = self._attempt({"user_id": self.user.id}, self._prepare)
-
-        def _ask(query):
-            if "error" in line:
-                return {**line, "id": query.id, "usage": asdict(Usage())}
-            row = {"user_id": self.user.id, "id": query.id}
-            return self._attempt(row, lambda llm: self._answer(llm, query, examples[query.id]))
-
-        with ThreadPoolExecutor(self.settings.workers) as pool:
-            return {"line": line, "rows": list(pool.map(_ask, self.user.queries))}
-
-    def _attempt(self, row, work):
-        """`row` with what work(model) gives, or with its error; and the cost. An error is raised
-        where no other request can succeed either."""
-        meter = Meter(self.llm)
-        try:
-            row |= work(meter)
-        except Exception as e:
-            if getattr(e, "fatal", False):
-                raise
-            row["error"] = f"{type(e).__name__}: {e}"
-        return {**row, "usage": asdict(meter.usage)}
-
-    def _prepare(self, llm):
-        """Profile, persona and, where the method has it, alignment."""
-        method, settings, history = self.method, self.settings, self.user.history
-        if method.embeds and not len(self.store):
-            self.store.add(history)
-        if method.bank:
-            self.bank = MemoryBank(llm, self.store)
-            self.profile = self.bank.portrait
-        if method.profile:
-            self.profile = summarize(llm, history, TASKS[settings.task].summary)
-        start = method.system.replace("{profile}", self.profile or UNKNOWN)
-        agent = PersonaAgent(llm, self.store, start, self.tools, settings.max_steps)
-        iterations = settings.iterations if method.aligned else 0
-        record = align.align(agent, llm, settings.batch, iterations)
-        self.persona = record.final
-        labelled = sum(bool(episode.response) for episode in history)
-        sizes = {"history": len(history), "labelled": labelled}
-        return {**sizes, "profile": self.profile, **asdict(record)}
-
-    def _answer(self, llm, query, examples):
-        """The answer to one query."""
-        task, method = TASKS[self.settings.task], self.method
-        prompt, system = query.input, self.persona
-        if method.own:
-            prompt = _rag_prompt(task, prompt, self.store, method.own)
-        prompt = "\n\n".join([*examples[: method.others], prompt])
-        if self.profile and not system:
-            prompt = f"{self.profile}\n\n{prompt}"
-        if self.bank:
-            memories = self.bank.recall(task.content(query.input), self.settings.top_k)
-            system = BANK.format(neutral=system, portrait=self.profile, memories=memories)
-        if method.system:
-            limit = self.settings.max_steps
-            answer = react(llm, system, prompt, self.tools, limit, method.eager)
-        else:
-            reply = llm.chat([{"role": "user", "content": prompt}])
-            answer = Answer(reply.text, [], FAILURES.get(reply.finish, "answered"), reply.usage)
-        return {
-            # what was recalled stands nowhere else
-            "question": f"{system}\n\n{prompt}" if self.bank else prompt,
-            "gold": query.gold,
-            "prediction": read_answer(task, query.input, answer.text),
-            "seconds": round(answer.usage.seconds, 3),
-            **asdict(answer),
-        }
-
-
-def evaluate(settings: Namespace, user: User, methods: list, examples: dict) -> dict:
+def evaluate(settings: Namespace, user: User, methods: list) -> dict:
     """{method: {"line": of personas.jsonl, "rows": of predictions.jsonl}} of one user.
 
     From plain data to plain data: any executor can run it, in any process. A failure, of the wire
     or of ours, is a row with the error and stops nothing else. Raises Problem, and ServiceError
     where no other request can succeed."""
     llm, wiki = _connected(json.dumps(vars(settings)), os.getpid())
-    store = EpisodicMemory(llm.embed)
+    store = EpisodicMemory(llm.embed)  # filled by the first method to need it
     both = (wiki, RAG(store, settings.top_k))
     found = {}
     for name in methods:
-        allowed = [tool for tool in both if tool.name in METHODS[name].tools]
-        found[name] = Trial(settings, METHODS[name], user, store, llm, allowed).rows(examples)
+        method = METHODS[name]
+        allowed = [tool for tool in both if tool.name in method.tools]
+        agent = PersonaAgent(llm, store, "", allowed, settings.max_steps, method.eager)
+        found[name] = _try_method(settings, method, user, agent)
     return found
 
 
@@ -811,6 +724,80 @@ def evaluate(settings: Namespace, user: User, methods: list, examples: dict) -> 
 def _connected(settings_json, pid):
     """`connect`, once in each process, whose id is `pid`."""
     return connect(Namespace(**json.loads(settings_json)))
+
+
+def _try_method(settings, method, user, agent):
+    """The agent made ready for the user, then asked every query."""
+    llm = agent.llm
+    line = _attempt({"user_id": user.id}, agent, lambda: _prepare(settings, method, user, agent))
+
+    def _ask(query):
+        row = {"user_id": user.id, "id": query.id}
+        if "error" in line:
+            return {**line, **row, "usage": asdict(Usage())}
+        twin = replace(agent, llm=llm)
+        return _attempt(row, twin, lambda: _answer(settings, method, twin, query))
+
+    with ThreadPoolExecutor(settings.workers) as pool:
+        return {"line": line, "rows": list(pool.map(_ask, user.queries))}
+
+
+def _attempt(row, agent, work):
+    """`row` with what work() gives, or with its error; and the cost of the agent's calls. An error
+    is raised where no other request can succeed either."""
+    agent.llm = Meter(agent.llm)
+    try:
+        row |= work()
+    except Exception as e:
+        if getattr(e, "fatal", False):
+            raise
+        row["error"] = f"{type(e).__name__}: {e}"
+    return {**row, "usage": asdict(agent.llm.usage)}
+
+
+def _prepare(settings, method, user, agent):
+    """Profile, persona and, where the method has it, alignment."""
+    profile = ""
+    if method.embeds and not len(agent.memory):
+        agent.memory.add(user.history)
+    if method.bank:
+        agent.memory = MemoryBank(agent.llm, agent.memory)
+        profile = agent.memory.portrait
+    if method.profile:
+        profile = summarize(agent.llm, user.history, TASKS[settings.task].summary)
+    start = agent.persona = method.system.replace("{profile}", profile or UNKNOWN)
+    record = Alignment(start, start)
+    if method.aligned:
+        record = align.align(agent, agent.llm, settings.batch, settings.iterations)
+    labelled = sum(bool(episode.response) for episode in user.history)
+    sizes = {"history": len(user.history), "labelled": labelled}
+    return {**sizes, "profile": profile, **asdict(record)}
+
+
+def _answer(settings, method, agent, query):
+    """The answer to one query."""
+    task, prompt = TASKS[settings.task], query.input
+    if method.own:
+        prompt = _rag_prompt(task, prompt, agent.memory, method.own)
+    if method.bank:
+        memories = agent.memory.recall(task.content(query.input), settings.top_k)
+        agent.persona = agent.persona.replace("{memories}", memories)
+    asked = prompt
+    if method.tools or method.aligned:
+        answer = agent.answer(prompt)
+    else:
+        before = [agent.persona, *query.examples[: method.others]]
+        asked = "\n\n".join(filter(None, [*before, prompt]))
+        reply = agent.llm.chat([{"role": "user", "content": asked}])
+        answer = Answer(reply.text, [], FAILURES.get(reply.finish, "answered"), reply.usage)
+    return {
+        # what was recalled stands nowhere else
+        "question": f"{agent.persona}\n\n{prompt}" if method.bank else asked,
+        "gold": query.gold,
+        "prediction": read_answer(task, query.input, answer.text),
+        "seconds": round(answer.usage.seconds, 3),
+        **asdict(answer),
+    }
 
 
 def connect(settings: Namespace) -> tuple[Cached, Wiki]:
@@ -879,52 +866,28 @@ def resolve(settings: Namespace) -> None:
 # ------------------------------------------------------------------------------------- a run
 
 
-def _expected(settings, users, name):
-    """About how many chat calls a method makes, where each tool is used once."""
-    method = METHODS[name]
-    turns = len(method.tools) + 1
-    calls = len(users) * (method.profile + 11 * method.bank)
-    for user in users:
-        calls += len(user.queries) * turns
-        if method.aligned and any(episode.response for episode in user.history):
-            calls += settings.iterations * (settings.batch * (turns + 1) + 1)
-    return calls
-
-
-def run(
-    settings: Namespace,
-    users: list,
-    examples: dict,
-    folders: dict,
-    origin: dict,
-    pool: Executor,
-) -> dict:
+def run(settings: Namespace, users: list, folders: dict, origin: dict, pool: Executor) -> dict:
     """Evaluate the users in an executor: {method: results.json}.
 
     Each method's files are written whole whenever another tenth of the users is done, and at the
     end, however it ends."""
-    expected = sum(_expected(settings, users, name) for name in folders)
     done: dict = {}
     futures = {}
     used = Usage()
     start = time.monotonic()
     try:
         for user in users:
-            job = pool.submit(evaluate, settings, user, settings.method, examples[user.id])
-            futures[job] = user.id
+            futures[pool.submit(evaluate, settings, user, settings.method)] = user.id
         for job in as_completed(futures):
-            done[futures[job]] = job.result()
-            for found in job.result().values():
-                used += total([found["line"], *found["rows"]])
-            left = max(expected - used.calls, 0) if used.calls > used.kept else 0
-            left *= (time.monotonic() - start) / max(used.calls - used.kept, 1)
-            text = (
-                f"{len(done)}/{len(users)} users, {used.calls} of about {expected} calls, "
-                f"{(used.input + used.output) // 1000}k tokens, {left:.0f} s left"
+            found = done[futures[job]] = job.result()
+            for outcome in found.values():
+                used += total([outcome["line"], *outcome["rows"]])
+            print(
+                f"{len(done)}/{len(users)} users, {used.calls} calls ({used.kept} from the cache), "
+                f"{(used.input + used.output) // 1000}k tokens, {time.monotonic() - start:.0f} s",
+                file=sys.stderr,
             )
-            tenth = len(done) * 10 % len(users) < 10  # it has just been passed
-            _show(text, tenth)
-            if tenth:
+            if len(done) * 10 % len(users) < 10:  # another tenth has just been passed
                 save(TASKS[settings.task], users, done, folders, origin)
     except BrokenExecutor as e:
         raise Problem(f"a worker process died ({e}): the same command goes on from there") from None
@@ -934,14 +897,6 @@ def run(
         origin["seconds"] = round(time.monotonic() - start, 1)
         results = save(TASKS[settings.task], users, done, folders, origin)
     return results
-
-
-def _show(progress, tenth):
-    """One line on a terminal, elsewhere one at every tenth of the users."""
-    if sys.stderr.isatty():
-        print(f"\r{progress}\033[K", end="\n" * tenth, file=sys.stderr, flush=True)
-    elif tenth:
-        print(progress, file=sys.stderr)
 
 
 def total(parts: Iterable) -> Usage:
@@ -970,7 +925,8 @@ def save(task: Task, users: list, done: dict, folders: dict, origin: dict) -> di
             **_scores(task, found, len(outcomes) == len(users)),
             "aligned": sum(bool(line.get("iterations")) for line in lines),
             "updated": sum(line.get("final") != line.get("initial") for line in lines),
-            "wikipedia_outages": _outages(lines, found),
+            # simulations of the alignment met it, too
+            "wikipedia_outages": sum(WIKI_DOWN in str(part) for part in [*lines, *found]),
         }
         _write(folder / "predictions.jsonl", rows)
         _write(folder / "personas.jsonl", lines)
@@ -995,14 +951,6 @@ def _scores(task, rows, finished):
         "unparsed": pred.count(None),
         "status": Counter(row["status"] for row in rows),
     }
-
-
-def _outages(lines, rows):
-    """How many answers, those of alignment's simulations too, met an outage of Wikipedia."""
-    answers = list(rows)
-    for iteration in chain(*(line.get("iterations", []) for line in lines)):
-        answers += [sample["answer"] for sample in iteration["samples"]]
-    return sum(WIKI_DOWN in str(answer["steps"]) for answer in answers)
 
 
 def _write(path, data):
@@ -1051,6 +999,7 @@ NO LANGUAGE MODEL is involved: a stand-in answers by counting words (tests/stand
 say nothing about the method.
 Connect a model: --model gpt-4o-mini with OPENAI_API_KEY set, or --base-url \
 http://localhost:11434/v1 --model M --embed-model E"""
+IDLE = "--embed-model, --embed-base-url, --cache and --offline need a model: add --model"
 NO_SERVER = """\
 no server to talk to: set OPENAI_API_KEY (OpenAI), --base-url (a local server), or AWS_REGION and \
 AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Bedrock)"""
@@ -1060,20 +1009,9 @@ examples:
   python lamp.py --task lamp2m --model gpt-4o-mini    OpenAI, with OPENAI_API_KEY
   python lamp.py --task lamp3 --data LaMP --method table2 --base-url URL --model M --embed-model E
 """
-NEEDS_MODEL = ("embed_model", "embed_base_url", "cache", "offline")
 # options in which the runs of a folder may differ
-FREE = [
-    "task",
-    "method",
-    "base_url",
-    "embed_base_url",
-    "wiki_base_url",
-    "workers",
-    "output",
-    "cache",
-    "offline",
-    "provider",
-]
+FREE = ["task", "method", "provider", "base_url", "embed_base_url", "wiki_base_url"]
+FREE += ["workers", "output", "cache", "offline"]
 
 
 def positive(text: str) -> int:
@@ -1133,7 +1071,7 @@ def arguments(argv: list) -> Namespace:
     settings = parser.parse_args(argv)
     names = chain(*(GROUPS.get(part, [part]) for part in settings.method.split(",")))
     settings.method = list(dict.fromkeys(names))
-    named = [f"--{name.replace('_', '-')}" for name in NEEDS_MODEL if getattr(settings, name)]
+    idle = settings.embed_model or settings.embed_base_url or settings.cache or settings.offline
     try:
         resolve(settings)
         check_address(settings.embed_base_url or WIKIPEDIA, "--embed-base-url")
@@ -1143,8 +1081,8 @@ def arguments(argv: list) -> Namespace:
                 raise Problem(f"--method {name}: choose from {', '.join([*METHODS, *GROUPS])}")
             if METHODS[name].embeds and not settings.embed_model:
                 raise Problem(f"--embed-model is missing: {name} retrieves memories")
-        if settings.model == STAND_IN and named:
-            raise Problem(f"{named[0]} needs a model: add --model")
+        if settings.model == STAND_IN and idle:
+            raise Problem(IDLE)
         if settings.data == "" or not 0 <= settings.temperature <= 2:
             raise Problem("--data is empty, or --temperature is not from 0 to 2")
     except ServiceError as e:
@@ -1209,6 +1147,15 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
+def _expected(settings, users, method):
+    """About how many chat calls a method makes, where each tool is used once."""
+    turns = len(method.tools) + 1
+    each = method.profile + 11 * method.bank
+    if method.aligned:
+        each += settings.iterations * (settings.batch * (turns + 1) + 1)
+    return len(users) * each + turns * sum(len(user.queries) for user in users)
+
+
 def _announce(settings, users, remarks, llm):
     """What is going to happen, before anything costs."""
     sizes = [len(user.history) for user in users]
@@ -1230,7 +1177,7 @@ def _announce(settings, users, remarks, llm):
         print(f"        {held} answers of it are in {settings.cache}; another --cache asks anew")
     for name in settings.method:
         most = f", up to {settings.max_steps + 1} a question" if METHODS[name].tools else ""
-        print(f"method  {name}: about {_expected(settings, users, name)} chat calls{most}")
+        print(f"method  {name}: about {_expected(settings, users, METHODS[name])} chat calls{most}")
     quiet = settings.wiki_base_url or settings.offline or settings.model == STAND_IN
     if not quiet and "WIKIPEDIA_CONTACT" not in os.environ:
         print("        set WIKIPEDIA_CONTACT: Wikipedia allows fewer requests without")
@@ -1268,7 +1215,7 @@ def main(argv: list, pool: Executor | None = None) -> int:
         settings.limit,
         settings.seed,
     )
-    examples = _icl_examples(task, users, settings.seed)
+    _give_examples(task, users, settings.seed)
     users = [user for user in users if user.queries]
     _connected.cache_clear()  # the environment may have changed since another run in this process
     llm, wiki = _connected(json.dumps(vars(settings)), os.getpid())
@@ -1279,7 +1226,7 @@ def main(argv: list, pool: Executor | None = None) -> int:
     _announce(settings, users, remarks, llm)
     own = ThreadPoolExecutor(settings.workers)
     try:
-        results = run(settings, users, examples, folders, origin, pool or own)
+        results = run(settings, users, folders, origin, pool or own)
     finally:
         own.shutdown(wait=False)  # a program that goes on keeps no threads of it
     print(table(results))

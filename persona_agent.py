@@ -878,10 +878,12 @@ class PersonaAgent:
     persona: str
     tools: list
     max_steps: int = 8
+    eager: bool = False
 
     def answer(self, question: str) -> Answer:
         """Answer one question under the current persona."""
-        return react(self.llm, self.persona, question, self.tools, self.max_steps)
+        limit = self.max_steps
+        return react(self.llm, self.persona, question, self.tools, limit, self.eager)
 
     def observe(self, query: str, response: str, **metadata: Any) -> None:
         """Remember what the user really answered. Evaluation never calls this."""
