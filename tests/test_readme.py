@@ -1,4 +1,4 @@
-"""The README and the results page are true: examples print what they say, commands parse, tables
+"""The README and the pages of docs/ are true: examples print what they say, commands parse, tables
 name what there is, the recorded runs replay to the published tables, modules work alone."""
 
 import contextlib
@@ -17,8 +17,9 @@ from memory import EpisodicMemory
 from persona_agent import PersonaAgent
 from tests.conftest import Scripted
 
-README = (lamp.HERE / "README.md").read_text(encoding="utf-8")
-RESULTS = (lamp.HERE / "docs" / "results.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text("utf-8") for path in lamp.HERE.glob("docs/*.md")}
+PAGES["README.md"] = README = (lamp.HERE / "README.md").read_text(encoding="utf-8")
+RESULTS, MODELS, MODULES = (PAGES[f"{name}.md"] for name in ("results", "models", "modules"))
 REPLAY = re.search(r"replay\(\) \{ python lamp\.py .* (--model .*--offline) ", RESULTS)[1]
 REPLAY = REPLAY.replace("tests/recorded", str(lamp.HERE / "tests" / "recorded")).split()
 FOUR = re.search(r"replay \$t (\S+);", RESULTS)[1]
@@ -58,21 +59,30 @@ def test_recorded_run_replays_to_the_published_table(task, tmp_path, no_request)
     assert table.strip() in RESULTS
 
 
-def test_python_example_prints_what_the_readme_says():
+def test_first_command_prints_what_the_readme_says(tmp_path, capsys):
+    command, table = re.search(
+        r"\.venv/bin/python lamp\.py (.*)\n\n```\n(method .*?)```", README, re.S
+    ).groups()
+    assert lamp.cli([*command.split(), "--output", str(tmp_path)]) == 0
+    assert table in capsys.readouterr().out
+
+
+def test_python_example_prints_what_its_page_says():
     pattern = r"```python\n(.*?)```\n\nprints, from the repository's folder,\n\n```\n(.*?)```"
-    code, expected = re.search(pattern, README, re.S).groups()
+    code, expected = re.search(pattern, MODULES, re.S).groups()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, "modules.md", "exec"), {})
     assert printed.getvalue() == expected
 
 
 def test_commands_parse(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "example")
-    common = re.search(r'run\(\) \{ python lamp\.py (.*) "\$@"; \}', README)[1]
-    commands = re.findall(r"python lamp\.py ([^`\n]*)", README.replace('"$@"; }', ""))
-    commands += [f"{common} {given}" for given in re.findall(r"\brun (--[^`\n]*)`", README)]
-    assert len(commands) > 10
+    common = re.search(r'run\(\) \{ python lamp\.py (.*) "\$@"; \}', MODELS)[1]
+    text = "".join(text for name, text in PAGES.items() if name != "results.md")
+    commands = re.findall(r"python lamp\.py ([^`\n]*)", text.replace('"$@"; }', ""))
+    commands += [f"{common} {given}" for given in re.findall(r"\brun (--[^`\n]*)`", MODELS)]
+    assert len(commands) > 14
     for command in set(commands) - {"--help"}:
         lamp.arguments(command.split("  ")[0].replace("$t", "lamp1").split())
 
@@ -80,9 +90,10 @@ def test_commands_parse(monkeypatch):
 def test_story_of_the_real_run_is_the_recorded_one(tmp_path, no_request):
     command = ["--task", "lamp2m", "--method", "no-alignment", *REPLAY, "--output", str(tmp_path)]
     assert lamp.cli(command) == 0
-    (query,) = re.findall(r"python docs/show\.py (\d+) --method no-alignment\n", README)
+    pattern = r"python docs/show\.py (\d+) --output runs-recorded --method no-alignment\n"
+    (query,) = re.findall(pattern, RESULTS)
     told = " ".join(script("show.py", query, "--output", tmp_path).split())
-    story = re.search(r"```\n(persona   .*?)```", README, re.S)[1]
+    story = re.search(r"```\n(persona   .*?)```", RESULTS, re.S)[1]
     # The words in the margin are ours.
     story = re.sub(r"^\w+ +", "[..]", story, flags=re.M).replace("; the user's", "[..] the user's")
     story = re.sub(r"(Wiki|RAG): ", r"\1 Action Input: ", " ".join(story.split()))
@@ -96,6 +107,23 @@ def test_files_and_tasks_are_all_named():
         assert f"| `{file}.py` |" in README
     for task in lamp.TASKS.values():
         assert f"| `{task.name}` | `{task.folder}` |" in README
+    for method in lamp.METHODS:
+        assert f"`{method}`" in README
+
+
+def test_links_lead_somewhere_and_every_decision_has_its_reason():
+    for page, text in PAGES.items():
+        folder = lamp.HERE if page == "README.md" else lamp.HERE / "docs"
+        for file, anchor in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]*)#?([^)\"]*)[)\"]", text):
+            found = (folder / (file or page)).resolve()
+            assert found.exists(), file
+            heads = re.findall("^#+ (.*)", PAGES.get(found.name, ""), re.M)
+            slugs = [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]
+            assert anchor in ["", *slugs], anchor
+    listed, explained = (
+        re.findall(r"^(\d+)\. ", text, re.M) for text in (README, PAGES["decisions.md"])
+    )
+    assert listed == explained == [str(i + 1) for i in range(len(listed))]
 
 
 def test_every_part_of_the_paper_is_where_the_table_says():
@@ -119,11 +147,11 @@ def test_persona_comes_back_in_three_lines(tmp_path, monkeypatch, embed):
     assert lamp.cli(["--task", "lamp2m", "--queries-per-user", "1", "--batch", "1"]) == 0
     next(tmp_path.glob("runs/*/*")).rename("runs/lamp2m/personaagent")
     pattern = r"A persona comes back with [^\n]*\n\n```python\n(.*?)```"
-    code = re.search(pattern, README, re.S)[1]
+    code = re.search(pattern, MODULES, re.S)[1]
     llm = Scripted(["Final Answer: comedy"])
     names = {"json": json, "PersonaAgent": PersonaAgent, "llm": llm, "tools": []}
     names["memory"] = EpisodicMemory(embed)
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "modules.md", "exec"), names)
     assert names["agent"].answer("Which tag?").text == "comedy"
     assert llm.calls[0]["messages"][0]["content"].startswith(names["persona"])
 
