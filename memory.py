@@ -6,7 +6,7 @@ search looks at every row: good for some 100,000 episodes of one user. Nothing i
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +27,8 @@ class Episode:
     metadata: dict = field(default_factory=dict)
     text: str = ""
 
-    def __post_init__(self) -> None:
-        answer = f"answer: {self.response}" if self.response else ""
+    def __post_init__(self):
+        answer = self.response and f"answer: {self.response}"
         parts = [self.metadata.get("date"), answer, self.query]
         self.text = self.text or " | ".join(str(part) for part in parts if part)
 
@@ -42,12 +42,12 @@ class EpisodicMemory:
 
     embed: Callable
     episodes: list[Episode] = field(default_factory=list)
-    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self):
         return iter(self.episodes)
 
     def add(self, episodes: Iterable) -> None:
@@ -57,7 +57,9 @@ class EpisodicMemory:
         new = list(episodes)
         if new:
             rows = self._unit_rows([episode.text for episode in new])
-            self.rows = np.vstack([self.rows.reshape(-1, rows.shape[1]), rows])
+            if len(self):
+                rows = np.vstack([self.rows, rows])
+            self.rows = rows
             self.episodes += new
 
     def remember(self, query: str, response: str, **metadata: Any) -> None:
@@ -65,12 +67,12 @@ class EpisodicMemory:
         self.add([Episode(query, response, metadata)])
 
     def _unit_rows(self, texts):
-        rows = np.asarray(self.embed(texts), np.float64)
-        wanted = (len(texts), self.rows.shape[1] or rows.shape[-1])
-        if rows.shape != wanted or not np.isfinite(rows).all():
-            raise ValueError(f"embeddings of shape {rows.shape}, not {wanted}, or not all finite")
+        # Of another width than the rows before they are a ValueError of numpy's, where they meet.
+        rows = np.asarray(self.embed(texts), float)
+        if rows.shape[:-1] != (len(texts),) or not np.isfinite(rows).all():
+            raise ValueError(f"{len(texts)} embeddings of shape {rows.shape}, or not all finite")
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return (rows / np.maximum(norms, 1e-300)).astype(np.float32)
+        return (rows / (norms + 1e-300)).astype("float32")
 
     def search(self, query: str, k: int = 4) -> list:
         """The k episodes most similar to the query (Eq. 2), each with its cosine.
@@ -78,11 +80,11 @@ class EpisodicMemory:
         Best first; where scores tie, the older one first."""
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        if not self.episodes:
+        k = min(k, len(self))
+        if not k:
             return []
         # Rounded: equal rows may differ in the last bits, by where they stand in the product.
         scores = (self.rows @ self._unit_rows([query])[0]).round(6)
-        k = min(k, len(scores))
         # A partial sort finds the k-th best score; only what reaches it is sorted.
         near = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
         best = sorted(near, key=lambda i: -scores[i])[:k]
@@ -95,7 +97,7 @@ class EpisodicMemory:
 
     def save(self, path: str) -> None:
         """Write episodes and rows to one .npz file (no pickle), replaced only when complete."""
-        part = f"{os.fspath(path)}.part"
+        part = f"{path}.part"
         with open(part, "wb") as out:
             np.savez(out, rows=self.rows, episodes=json.dumps(list(map(vars, self))))
         os.replace(part, path)
@@ -125,16 +127,16 @@ def summarize(
     profile; the profile of a model that refuses, or that the history is too long for, is empty too.
     """
     texts = [episode.text for episode in episodes][-newest:]
-    return _ask(llm, SUMMARY_PROMPT, texts, words, instruction=instruction)
+    return _ask(llm, SUMMARY_PROMPT.replace("{instruction}", instruction), texts, words)
 
 
-def _ask(llm, prompt, texts, words, **values):
+def _ask(llm, prompt, texts, words):
     """The reply to `prompt` with the texts, each cut to `words`, as a list in its {history}; of no
     texts an empty one, without a call."""
     if not texts:
         return ""
     history = "\n".join(f"- {' '.join(text.split()[:words])}" for text in texts)
-    filled = prompt.format(history=history, **values)
+    filled = prompt.replace("{history}", history)
     return llm.chat([{"role": "user", "content": filled}]).text
 
 
@@ -164,19 +166,18 @@ class MemoryBank:
     off in the authors' release, is left out.
     """
 
-    def __init__(self, llm: Any, memory: EpisodicMemory, periods: int = 5) -> None:
-        size = max(1, -(-len(memory) // periods))
+    def __init__(self, llm: Any, memory: EpisodicMemory, periods: int = 5):
         self.events = memory.select(range(len(memory)))
+        size = -(-len(memory) // periods)
         portraits = []
-        for start in range(0, len(memory), size):
+        for start in range(0, len(memory), size or 1):
             stretch = memory.episodes[start : start + size]
             texts = [episode.text for episode in stretch]
             words = min(150, BANK_WORDS // len(texts) or 1)
             portraits.append(_ask(llm, BANK_PORTRAIT, texts, words))
-            date = stretch[-1].metadata.get("date")
             summary = _ask(llm, BANK_SUMMARY, texts, words)
-            text = f"Summary of the time up to {date or 'here'}: {summary}"
-            self.events.add([Episode("", "", {"date": date}, text)])
+            date = stretch[-1].metadata.get("date") or "here"
+            self.events.remember(f"Summary of the time up to {date}: {summary}", "")
         self.portrait = _ask(llm, BANK_OVERALL, portraits, 150)
 
     def recall(self, query: str, k: int = 4) -> str:

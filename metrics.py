@@ -11,7 +11,6 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 import numpy as np
 
@@ -19,50 +18,53 @@ import numpy as np
 
 # LaMP's labels, in the order of the official scorer
 CITATIONS = ("[1]", "[2]")
-MOVIE_TAGS = (
-    "sci-fi",
-    "based on a book",
-    "comedy",
-    "action",
-    "twist ending",
-    "dystopia",
-    "dark comedy",
-    "classic",
-    "psychology",
-    "fantasy",
-    "romance",
-    "thought-provoking",
-    "social commentary",
-    "violence",
-    "true story",
+MOVIE_TAGS = tuple(
+    """\
+sci-fi
+based on a book
+comedy
+action
+twist ending
+dystopia
+dark comedy
+classic
+psychology
+fantasy
+romance
+thought-provoking
+social commentary
+violence
+true story""".splitlines()
 )
-NEWS_CATEGORIES = (
-    "food & drink",
-    "sports",
-    "education",
-    "parents",
-    "religion",
-    "travel",
-    "business",
-    "crime",
-    "science & technology",
-    "culture & arts",
-    "entertainment",
-    "politics",
-    "women",
-    "style & beauty",
-    "healthy living",
+NEWS_CATEGORIES = tuple(
+    """\
+food & drink
+sports
+education
+parents
+religion
+travel
+business
+crime
+science & technology
+culture & arts
+entertainment
+politics
+women
+style & beauty
+healthy living""".splitlines()
 )
-RATINGS = ("1", "2", "3", "4", "5")
+RATINGS = tuple("12345")
 
 
 # --------------------------------------------------------------------------- answers to labels
 
 # A sentence ends here: 'comedy. It ..', '[1] because ..; ..'
 SENTENCE = r"[.!;](?=\s|$)(?!\s*or\b)|(?<=\?)|\n"
-# It speaks about the answer: 'the tag is', 'score:', 'I would choose'
+# It speaks about the answer: 'the tag is', 'score:', 'I would choose'. (.*) is what follows.
 CUE = r"""(?x)\b(?:answer|tags?|genre|category|score|rating|rated?|stars:|reference|option|paper
-    |label|prediction|give|choose|pick|cite|relate[sd]?|described\ as|think\ it'?s|boxed)(?!\w)"""
+    |label|prediction|give|choose|pick|cite|relate[sd]?|described\ as|think\ it'?s|boxed)(?!\w)
+    (.*)"""
 # It denies or doubts what it says, or asks, or speaks of a habit.
 DENIES = re.compile(
     r"""(?x)\b(?:no|not|never|neither|nor|cannot|unlikely|wrong|incorrect|unrelated|or|if|maybe
@@ -74,12 +76,12 @@ EXPLAINS = r"""(?x)\b(?:because|since|although|rather|instead|than|though)\b[^,]
     |\bas\ (?:the|it|this)\b.*|[,(]\s*not\b.*"""
 QUOTED = r'"[^"]*"'
 # What may follow a label that begins its sentence, where it is the answer.
-ENDED = (
-    r"""[\s"')\]}>]*(?:(?:-?stars?|points?|tag)\b[\s"')\]}>]*)?(?:$|[,:(\[{"-]|(?:is|as|fits)\b)"""
-)
+ENDED = r"""(?x:[\s"')\]}>★⭐]*(?:(?:-?stars?|points?|tag)\b[\s"')\]}>]*)?
+    (?:$|[,:(\[{"-]|(?:is|as|fits)\b))"""
 NUMBER = r"\d+(?:\.\d+)?"
+NUMBER_WORDS = "one two three four five"
 # '/5', ' out of five stars', ' on a scale of 1 to 5'
-SCALE = r"""(?x)(?<!\s)\s*(?:/|\bout\ of\b|(?<=[\ds]\ )of\b)\s*5(?:\.0+)?\b(?!\.\d)(?:\ stars?)?
+SCALE = r"""(?x)(?<!\s)\s*(?:/|\bout\ of\b|(?<=[\ds★⭐]\ )of\b)\s*5(?:\.0+)?\b(?!\.\d)(?:\ stars?)?
     |\b(?:on\ )?(?:a\ )?scale\ (?:of|from)\ 1\s*(?:to|-)\s*5\b,?|\b1\s*(?:to|-)\s*5\b"""
 # Characters as others that mean the same; emphasis and invisible ones go.
 PLAIN = str.maketrans(
@@ -89,27 +91,27 @@ PLAIN = str.maketrans(
 
 def _clean(text):
     """'**Dark_Comedy**' -> 'dark comedy': one case, plain quotes and dashes, no emphasis."""
-    text = html.unescape(re.sub(r"&#\d{99,}", "", str(text)))  # longer ones raise ValueError
-    text = unicodedata.normalize("NFKC", text).lower().translate(PLAIN)
-    return re.sub(r"</?(?:answer|score|tag|label|category)>", "", text).strip()
+    # A character's number of so many digits would raise ValueError.
+    text = re.sub(r"(?i)&#\d{99,}|</?(?:answer|score|tag|label|category)>", "", str(text))
+    return unicodedata.normalize("NFKC", html.unescape(text)).lower().translate(PLAIN)
 
 
 def _find(text, label, read):
-    """The one answer of a clean text, or None. label: the pattern of one; read: its text -> label.
+    """The one answer of a clean text, or None. label: the pattern of one; read: text -> answer.
 
     Looked at in turn: lines that are a label and nothing else; in sentences that speak about the
     answer and deny nothing, the quoted labels, then all; sentences that begin with a label."""
-    lines = re.findall(rf"^[^\w\n]*(?<!-)({label})[^\w\n]*$", text, re.M)
+    lines = re.findall(rf"(?m)^[^\w\n]*(?<!-)({label})[^\w\n]*$", text)
     mention = re.compile(rf"(?<![\w-])(?<!\d[./])(?:{label})(?!\w|-(?!stars?\b)\w|[./]\d)")
-    first = rf"(?:an? )?(?:{label})"
-    leads = rf"[^\w[-]*(?:\[[^\w-]*{first}|{first}{ENDED})"
+    # What begins with '[' is an answer whatever follows: '[1] and so on'.
+    leads = rf"[^\w[-]*(\[[^\w-]*)?(?:an? )?(?:{label})(?(1)|{ENDED})"
     cued = []
     leading = []
     for sentence in re.split(SENTENCE, text):
         said = re.sub(EXPLAINS, "", sentence)
         if DENIES.search(re.sub(QUOTED, "", said)):
             continue
-        for after in re.split(CUE, said, maxsplit=1)[1:]:
+        for after in re.findall(CUE, said):
             quoted = " ".join(re.findall(QUOTED, after))
             cued += mention.findall(quoted) or mention.findall(after)
         if re.match(leads, said):
@@ -129,56 +131,56 @@ def parse_label(text: str, labels: Sequence) -> str | None:
     romance' and 'not a comedy' give None. 'food and drink', 'sci fi' and 'option 2' are 'food &
     drink', 'sci-fi' and '[2]'."""
     names = {_key(label): label for label in labels}
-    longest_first = "|".join(sorted(names, key=len, reverse=True))
-    pattern = longest_first.replace(" ", r"(?:[^\S\n]|[&-]|and\b){1,5}")
-    return _find(_clean(text), pattern, lambda form: names.get(_key(form)))
+    any_name = "|".join(sorted(names, reverse=True))  # 'true story' before 'true'
+    pattern = any_name.replace(" ", r"(?:[^\S\n]|[&-]|and\b){1,5}")
+    return names.get(_find(_clean(text), pattern, _key))
 
 
 def parse_rating(text: str) -> str | None:
     """The one rating from 1 to 5 that an answer text gives, or None: '4/5', 'four stars' -> '4'.
 
     '4.5' stays '4.5', as LaMP's scorer takes any number. '7', '-3' and '3 or 4' give None."""
-
-    def _read(form):
-        return f"{float(form):g}" if 1 <= float(form) <= 5 else None
-
     text = re.sub("([★⭐]{2,})☆*", lambda m: f" {len(m[1])} stars", _clean(text))
-    text = re.sub("[★⭐]☆*", " stars", text)
-    for word, digit in zip(("one", "two", "three", "four", "five"), RATINGS):
+    for word, digit in zip(NUMBER_WORDS.split(), RATINGS):
         text = re.sub(rf"\b{word}\b", digit, text)
-    return _find(re.sub(SCALE, "", text), NUMBER, _read)
+    rating = _find(re.sub(SCALE, "", text), NUMBER, float)
+    return f"{rating:g}" if rating and 1 <= rating <= 5 else None
 
 
 # ------------------------------------------------------------------------------------- metrics
 
+# Every metric is made of sums over the answers; a row of `terms` is what one answer adds to them.
+
 
 def _label_terms(gold, pred, labels):
-    """Whether each answer is wrong, then for every label whether it is right there, and whether it
-    is missing or given without reason, (n, 1 + 2 * labels). What is outside `labels` counts as one
-    more label (official rule: strip, then exact). Raises ValueError where the lists differ in
-    length."""
-    marks = []
-    for texts in (gold, pred):
-        stripped = np.array([str(text).strip() for text in texts], object)
-        marks.append(stripped[:, None] == np.array(labels, object))
-    golds, preds = np.stack(marks)
-    differ = golds != preds
-    return np.column_stack([differ.any(axis=1), golds & preds, differ])
+    """(n, 2 + 2 * labels) of n answers: 1, whether it is wrong, then for every label whether it is
+    rightly given, and in how many of gold and answer it is.
+
+    What is outside `labels` counts as one more label (official rule: strip, then exact)."""
+    rows = []
+    for pair in zip(gold, pred, strict=True):
+        stripped = [str(text).strip() for text in pair]
+        present = [stripped.count(label) for label in labels]
+        right = [count == 2 for count in present]
+        rows.append([1, 1 in present, *right, *present])
+    return np.reshape(rows, (-1, 2 + 2 * len(labels)))
 
 
 def _rating_terms(gold, pred):
-    """The error of each rating and its square, (n, 2). An answer that is no number is taken as the
-    end of the scale farther from the gold (official rule); so is nan or inf, which would stop the
-    scorer."""
-    errors = []
+    """(n, 3) of n answers: 1, the error of the rating and its square.
+
+    An answer that is no number is taken as the end of the scale farther from the gold (official
+    rule); so is nan or inf, which would stop the scorer."""
+    rows = []
     for truth, answer in zip(map(float, gold), pred, strict=True):
-        error = math.nan
-        with suppress(TypeError, ValueError):
+        try:
             error = abs(float(answer) - truth)
+        except (TypeError, ValueError):
+            error = math.nan
         if not math.isfinite(error):
             error = max(truth - 1, 5 - truth)
-        errors.append([error, error**2])
-    return np.reshape(errors, (-1, 2))
+        rows.append([1, error, error * error])
+    return np.reshape(rows, (-1, 3))
 
 
 def _terms(gold, pred, labels):
@@ -188,15 +190,17 @@ def _terms(gold, pred, labels):
 
 
 def _scores(terms):
-    """{metric: value} of the terms of some answers, two a rating and more a label; nan of none."""
-    error, *others = terms.sum(axis=0)
-    n = len(terms) or math.nan
+    """{metric: value} of the terms of answers, three of a rating and more of a label, or of users'
+    sums of them; nan of none."""
+    total = terms.sum(axis=0)
+    if not len(terms):
+        total += math.nan
+    n, error, *others = total.tolist()
     if len(others) == 1:
-        return {"MAE": float(error / n), "RMSE": math.sqrt(others[0] / n)}
-    right, differ = np.split(np.array(others), 2)
-    f1 = 2 * right / np.maximum(2 * right + differ, 1e-300)
-    macro = float(f1.mean()) if len(terms) else math.nan
-    return {"accuracy": float((n - error) / n), "macro-F1": macro}
+        return {"MAE": error / n, "RMSE": math.sqrt(others[0] / n)}
+    right, present = np.reshape(others, (2, -1))
+    f1 = 2 * right / np.maximum(present, 1)
+    return {"accuracy": (n - error) / n, "macro-F1": float(f1.mean())}
 
 
 def accuracy(gold: Iterable, pred: Iterable, labels: Sequence) -> float:
@@ -233,17 +237,17 @@ def score(gold: Iterable, pred: Iterable, labels: Sequence) -> dict:
 RESAMPLES = 2000
 
 
-def _bootstrap(users, statistic):
-    """{metric: [low, high]} of statistic(rows), 95% percentile intervals over samples of whole
+def _bootstrap(users, terms, statistic):
+    """{metric: [low, high]} of statistic(terms), 95% percentile intervals over samples of whole
     users, whose queries are not independent; {} below 10 users, where that tells nothing."""
     names, owner = np.unique(list(map(str, users)), return_inverse=True)
     n = len(names)
     if n < 10:
         return {}
-    rows = [np.flatnonzero(owner == i) for i in range(n)]
-    values = []
-    for draw in np.random.default_rng(0).integers(n, size=(RESAMPLES, n)):
-        values.append(statistic(np.concatenate([rows[i] for i in draw])))
+    sums = np.zeros_like(terms[:n])  # a row for each user
+    np.add.at(sums, owner, terms)
+    draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    values = [statistic(sums[draw]) for draw in draws]
     return {
         name: np.percentile([value[name] for value in values], [2.5, 97.5]).tolist()
         for name in values[0]
@@ -254,8 +258,13 @@ def interval(users: Iterable, gold: Iterable, pred: Iterable, labels: Sequence) 
     """{metric: [low, high]}: 95% intervals by bootstrap over users; {} below 10 users.
 
     users: the user of each query."""
-    terms = _terms(gold, pred, labels)
-    return _bootstrap(users, lambda rows: _scores(terms[rows]))
+    return _bootstrap(users, _terms(gold, pred, labels), _scores)
+
+
+def _difference(both):
+    """{metric: difference} of two methods whose terms stand side by side."""
+    first, second = map(_scores, np.hsplit(both, 2))
+    return {name: first[name] - second[name] for name in first}
 
 
 def compare(
@@ -266,19 +275,16 @@ def compare(
     'interval' of it}."""
     ours = _terms(gold, first, labels)
     theirs = _terms(gold, second, labels)
-
-    def _difference(rows):
-        others = _scores(theirs[rows])
-        return {name: value - others[name] for name, value in _scores(ours[rows]).items()}
-
-    won = int(np.sum(ours[:, 0] < theirs[:, 0]))
-    lost = int(np.sum(ours[:, 0] > theirs[:, 0]))
+    gain = (theirs - ours)[:, 1]
+    won = int(np.sum(gain > 0))
+    lost = int(np.sum(gain < 0))
     n = won + lost
     tail = sum(math.comb(n, i) for i in range(min(won, lost) + 1)) / 2**n
+    both = np.hstack([ours, theirs])
     return {
         "won": won,
         "lost": lost,
         "p": min(1.0, 2 * tail),
-        "difference": _difference(slice(None)),
-        "interval": _bootstrap(users, _difference),
+        "difference": _difference(both),
+        "interval": _bootstrap(users, both, _difference),
     }

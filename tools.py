@@ -12,7 +12,6 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ class Tool:
 
     name: str
     description: str
-    run: Callable
+    run: Any  # a function from text to text
 
     def __call__(self, text: str) -> str:
         return _shorten(str(self.run(text)), LIMIT)
@@ -89,7 +88,7 @@ class WikiFault(WikiUnreachable):
 
 
 class _Session(requests.Session):
-    def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
+    def rebuild_auth(self, *_):
         """After a redirect `requests` would read a password from ~/.netrc."""
 
 
@@ -98,17 +97,16 @@ class Wiki(Tool):
 
     base_url: the root of a host (another language, a mirror). contact: who runs this, an e-mail or
     web address, for the User-Agent that Wikimedia's policy asks for (default: WIKIPEDIA_CONTACT).
-    One request at a time. After three searches in a row without an answer it is given up; `down`
-    says what the first of all failures was.
+    One request at a time in a process. After three searches in a row without an answer it is given
+    up; `down` says what the first of all failures was.
     """
 
     patience = 30.0  # seconds that one request may take, with all its tries
     failures = 0  # searches in a row without an answer
     down = ""
+    _one_at_a_time = threading.Lock()
 
-    def __init__(
-        self, base_url: str = "https://en.wikipedia.org", contact: str | None = None
-    ) -> None:
+    def __init__(self, base_url: str = "https://en.wikipedia.org", contact: str | None = None):
         super().__init__("Wiki", WIKI_DESCRIPTION, self.summary)
         contact = contact or os.environ.get("WIKIPEDIA_CONTACT") or "no contact given"
         agent = f"PersonaAgent/0.2 ({contact}) python-requests/{requests.__version__}"
@@ -116,7 +114,6 @@ class Wiki(Tool):
         self.session = _Session()
         self.session.auth = lambda request: request  # keeps `requests` from reading ~/.netrc
         self.session.headers["User-Agent"] = re.sub(r"[^ -~]+", "?", agent)
-        self._one_at_a_time = threading.Lock()
 
     def summary(self, text: str) -> str:
         """The observation for a topic; WIKI_DOWN where Wikipedia gives no answer."""
@@ -136,22 +133,23 @@ class Wiki(Tool):
             if self.failures >= 3:
                 raise WikiUnreachable(self.down)
             self.failures += 1
-            found = self._get(f"/w/rest.php/v1/search/page?q={quote(topic, safe='')}&limit=5")
+            path = f"/w/rest.php/v1/search/page?q={quote(topic, safe='')}&limit=5"
+            pages = self._get(path).get("pages")
             self.failures = 0
-            pages = [page for page in found.get("pages") or [] if page.get("key")]
             if not pages:
                 return NO_PAGE.format(topic=topic)
-            page = pages[0]
+            page, *others = pages
             with suppress(WikiFault):
                 page |= self._get(f"/api/rest_v1/page/summary/{quote(page['key'], safe='')}")
-        title = page.get("title") or topic
         extract = page.get("extract") or ""
         if page.get("type") == "disambiguation":
-            others = [f"{p.get('title')} ({p.get('description')})" for p in pages[1:5]]
+            others = [f"{p.get('title')} ({p.get('description')})" for p in others[:4]]
             advice = f"Search again with one of: {'; '.join(others) or 'a longer name'}"
-            return f"'{title}' may refer to several topics. {extract} {advice}"
-        excerpt = _plain(f"{page.get('description') or ''} {page.get('excerpt') or ''}")
-        return f"{title}: {extract.strip() or excerpt or 'this page has no summary.'}"
+            return f"'{page['title']}' may refer to several topics. {extract} {advice}"
+        # '<span class="searchmatch">AC</span>&amp;DC ' -> 'AC&DC'
+        about = f"{page.get('description') or ''} {page.get('excerpt') or ''}"
+        excerpt = html.unescape(re.sub(r"<[^<>]*>|&#\d{99,}", "", about)).strip()
+        return f"{page['title']}: {extract.strip() or excerpt or 'this page has no summary.'}"
 
     def _get(self, path):
         """The JSON object at `path`; {} where Wikipedia has none (400, 404, 414).
@@ -160,9 +158,9 @@ class Wiki(Tool):
         end = time.monotonic() + self.patience
         wait = 0.0
         for attempt in range(4):
-            time.sleep(wait)
-            wait = random.uniform(0.5, 1) * 2**attempt
             try:
+                time.sleep(wait)
+                wait = random.uniform(0.5, 1) * 2**attempt
                 with self.session.get(self.base_url + path, stream=True, timeout=10) as response:
                     status = response.status_code
                     if status in (400, 404, 414):
@@ -172,39 +170,36 @@ class Wiki(Tool):
                 fault = WikiFault(f"HTTP {status}")
                 if status < 500 and status != 429:
                     break
-                asked = response.headers.get("Retry-After", "")
-                wait = float(asked) if asked.isdigit() else wait
-            except Exception as e:  # of requests, urllib3, ssl, json: no answer, for any reason
-                kind = WikiFault if isinstance(e, ValueError) else WikiUnreachable
-                fault = kind(f"{type(e).__name__}: {str(e)[:400]}")
+                with suppress(KeyError, ValueError):  # there may be none, or it is a date
+                    wait = float(response.headers["Retry-After"])
+            except ValueError as e:  # of json
+                fault = WikiFault(f"{e!r:.400}")
+            except Exception as e:  # of requests, urllib3, ssl: no answer, for any reason
+                fault = WikiUnreachable(f"{e!r:.400}")
             if time.monotonic() + wait > end:
                 break
         raise fault
 
 
 def _read_object(response, end):
-    """The JSON object of an answer. Raises ValueError, or Timeout where it goes on after `end`."""
+    """The JSON object of an answer. Raises ValueError, TypeError where the JSON is no object, or
+    TimeoutError where it goes on after `end`."""
     body = bytearray()
     # byte by byte, so that an answer that drips meets the end, too
     for byte in response.iter_content(1):
         body += byte
         if time.monotonic() > end:
-            raise requests.Timeout("the answer does not end")
-    answer = json.loads(body)
-    if not isinstance(answer, dict) or "error" in answer:
+            raise TimeoutError("the answer does not end")
+    answer = {**json.loads(body)}  # fails where it is no object
+    if "error" in answer:
         raise ValueError(f"no page: {body[:100]!r}")
     return answer
-
-
-def _plain(text):
-    """'<span class="searchmatch">AC</span>&amp;DC ' -> 'AC&DC'."""
-    return html.unescape(re.sub(r"<[^<>]*>|&#\d{99,}", "", text)).strip()
 
 
 class RAG(Tool):
     """Top-k retrieval from one user's episodic memory; the k hits share an observation's room."""
 
-    def __init__(self, memory: Any, k: int = 4) -> None:
+    def __init__(self, memory: Any, k: int = 4):
         super().__init__("RAG", RAG_DESCRIPTION, self.recall)
         self.memory = memory
         self.k = k
