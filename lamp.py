@@ -769,9 +769,7 @@ def _prepare(settings, method, user, agent):
     record = Alignment(start, start)
     if method.aligned:
         record = align.align(agent, agent.llm, settings.batch, settings.iterations)
-    labelled = sum(bool(episode.response) for episode in user.history)
-    sizes = {"history": len(user.history), "labelled": labelled}
-    return {**sizes, "profile": profile, **asdict(record)}
+    return {"history": len(user.history), "profile": profile, **asdict(record)}
 
 
 def _answer(settings, method, agent, query):
