@@ -16,14 +16,13 @@ import re
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 import requests
-import urllib3
 
 LOG = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ def _reply(content, reason, taken, given):
         raise ValueError(reason)
     if isinstance(content, list):
         content = "".join(part.get("text") or "" for part in content)
-    return Reply((content or "").strip(), finish, Usage(1, int(taken or 0), int(given or 0)))
+    return Reply(content or "", finish, Usage(1, taken or 0, given or 0))
 
 
 # ------------------------------------------------------------------------------------- errors
@@ -162,7 +161,7 @@ KINDS = {
         | too\ many\ (?:input\ )?tokens | input\ token(?:s|\ count)\ .{0,20}exceed
         | max_new_tokens`?\ must\ be | context\ limit | must\ have\ less\ than
         | maximum\ prompt\ length | range\ of\ input\ length)""": "overflow",
-    "^(?:408|409|424|5)": "passing",
+    "^(?:2|408|409|424|5)": "passing",
     r"""(?x) content.?(?:filter|policy|management) | invalid_prompt | inappropriate\ content
         | content\ exists\ risk | \bflagged\b""": "content_filter",
 }
@@ -210,6 +209,7 @@ def check_address(url: str, name: str) -> str:
 # ------------------------------------------------------------------------------------- clients
 
 
+@dataclass
 class Client:
     """What the two clients share: one session for all threads, at most `workers` requests in
     flight, one retry loop, and what was learned of the model.
@@ -220,6 +220,13 @@ class Client:
     that the model refuses. A provider adds requests (`_chat_request`, `_embed_request`) and how to
     read the answers (`_read_reply`, `_rows`)."""
 
+    model: str
+    embed_model: str = ""  # or None
+    _: KW_ONLY
+    temperature: float = 0.1
+    max_tokens: int = 1024
+    workers: int = 8
+
     wire = {name: name for name in OPTIONS}
     most = 64  # texts of one embedding request
     longest = 30_000  # characters of one text
@@ -227,31 +234,27 @@ class Client:
     hasty = False  # two tries until an address has answered once, and a failure before is fatal
     deadline = 900.0
     dimension = 0  # of an embedding; 0: not known yet
-    _chat_request: Any
-    _read_reply: Any
 
-    def __init__(self, model, embed_model="", temperature=0.1, max_tokens=1024, workers=8):
-        self.model = model
-        self.embed_model = embed_model
-        self.temperature = temperature
-        self.max_tokens = max_tokens
+    def __post_init__(self):
         self.wire = dict(self.wire)
         self._answered = set()
-        self._slots = threading.BoundedSemaphore(workers)
-        self._session = requests.Session()
-        self._session.headers["Content-Type"] = "application/json"
-        self._session.auth = self._sign  # which keeps ~/.netrc from replacing our key, too
-        self._session.adapters = {"http": requests.adapters.HTTPAdapter(pool_maxsize=workers)}
+        self._slots = threading.BoundedSemaphore(self.workers)
+        session = requests.Session()
+        session.headers["Content-Type"] = "application/json"
+        session.auth = self._sign  # which keeps ~/.netrc from replacing our key, too
+        session.adapters = {"http": requests.adapters.HTTPAdapter(pool_maxsize=self.workers)}
+        self._session = session
 
-    def chat(self, messages: list, stop: list | None = None, max_tokens: int = 0) -> Reply:
+    def chat(self: Any, messages: list, stop: list | None = None, max_tokens: int = 0) -> Reply:
         """One completion; messages have 'role' and 'content'. Raises ServiceError where the wire or
         the server failed."""
         start = time.monotonic()
-        values = {"temperature": self.temperature, "max_tokens": max_tokens or self.max_tokens}
-        if stop:
-            values["stop"] = stop
         wire = dict(self.wire)
-        options = {wire[k]: v for k, v in values.items() if wire[k]}
+        options = {wire["temperature"]: self.temperature}
+        options[wire["max_tokens"]] = max_tokens or self.max_tokens
+        if stop:
+            options[wire["stop"]] = stop
+        options.pop("", None)  # what the model refuses
         asked = messages if wire["system"] else _without_system(messages)
         try:
             reply = self._send(self._read_reply, *self._chat_request(asked, options))
@@ -260,11 +263,10 @@ class Client:
             if e.kind in FAILURES:
                 reply = Reply("", e.kind)
             elif sent:  # an option that is refused: it is renamed or left out for good
+                instead = "max_completion_tokens" if sent == "max_tokens" else ""
                 if self.wire[e.kind] == sent:  # else another thread has learned it
-                    self.wire[e.kind] = "max_completion_tokens" if sent == "max_tokens" else ""
-                    LOG.warning(
-                        "%s refuses '%s'; sent instead: '%s'", self.model, sent, self.wire[e.kind]
-                    )
+                    self.wire[e.kind] = instead
+                    LOG.warning("%s refuses '%s'; sent instead: '%s'", self.model, sent, instead)
                 reply = self.chat(messages, stop, max_tokens)
             else:
                 raise
@@ -273,43 +275,43 @@ class Client:
 
     def embed(self, texts: list) -> np.ndarray:
         """Embeddings of n texts, float32 (n, d). A blank text is embedded as '(empty)'; one that
-        is too long for the model is cut, which is said once."""
-        kept = [text[: self.longest].strip() or "(empty)" for text in texts]
-        rows = []
-        for start in range(0, len(kept), self.most):
-            rows += self._embed(kept[start : start + self.most])
+        is too long for the model is cut, which is logged. A batch that is refused is halved, for
+        the rest of the call, too; a single text that is refused is named in the error."""
+        rows: list = []
+        size = self.most
+        while len(rows) < len(texts):
+            batch = texts[len(rows) :][:size]
+            batch = [text[: self.longest].strip() or "(empty)" for text in batch]
+            text = batch[0]
+            try:
+                rows += self._embed(batch)
+            except ServiceError as e:
+                if e.kind == "spent" or e.status in (None, 401, 403, 404, 429):
+                    raise
+                if len(batch) > 1:  # one of them, or their number, may be the cause
+                    size = len(batch) // 2
+                elif e.kind == "overflow" and len(text) >= 100:
+                    LOG.warning(
+                        "%s takes no text of %d characters: cut", self.embed_model, len(text)
+                    )
+                    self.longest = len(text) // 2
+                else:
+                    e.args = (f"the text {text[:80]!r} cannot be embedded: {e}",)
+                    raise
         return np.array(rows, np.float32)
 
     def _embed(self, batch):
-        """The rows of one batch; of its halves, where it is refused; of half a text that is too
-        long. Any other error of a single text names it."""
+        """The rows of one batch."""
 
         def _read(answer):
-            rows = np.array(self._rows(answer), np.float64)
+            rows = np.array(self._rows(answer), float)
             wanted = (len(batch), self.dimension or rows.shape[-1])
             if rows.shape != wanted or not abs(rows).max() < 1e38:
                 raise ValueError
-            return rows
+            self.dimension = rows.shape[1]
+            return list(rows)
 
-        try:
-            rows = self._send(_read, *self._embed_request(batch), len(batch))
-        except ServiceError as e:
-            if e.fatal or e.kind == "spent" or e.status in (404, 429):
-                raise
-            if len(batch) > 1:
-                half = len(batch) // 2
-                return self._embed(batch[:half]) + self._embed(batch[half:])
-            text = batch[0]
-            half = len(text) // 2
-            if e.kind != "overflow" or half < 50:
-                e.args = (f"the text {text[:80]!r} cannot be embedded: {e}",)
-                raise
-            if half < self.longest:
-                LOG.warning("%s takes no text of %d characters: cut", self.embed_model, len(text))
-                self.longest = half
-            return self._embed([text[:half]])
-        self.dimension = rows.shape[1]
-        return list(rows)
+        return self._send(_read, *self._embed_request(batch), len(batch))
 
     def _send(self, read, url, body, batch_size=0):
         """read(JSON of the answer): the one retry loop. Raises ServiceError.
@@ -331,36 +333,50 @@ class Client:
                 return found
             except ServiceError as e:
                 first = self.hasty and url not in self._answered
-                unreadable = batch_size > 0 and e.status == 200
+                unreadable = batch_size and e.status == 200
                 failing = batch_size > 1 and (e.status or 0) >= 500
                 tries = min(2, self.tries) if first or unreadable or failing else self.tries
                 pause = e.wait + random.uniform(0, min(30, 0.5 * 2**attempt))
                 late = time.monotonic() + pause > end
                 if e.kind != "passing" or attempt >= tries or late:
-                    e.fatal |= first and batch_size < 2 and (e.kind == "passing" or e.status == 404)
+                    e.fatal |= first and (e.kind == "passing" or e.status == 404)
                     e.args = (f"{e} ({attempt} tries). {HINTS.get(e.status, '')}",)
                     raise
             time.sleep(pause)
 
     def _try(self, url, data, read, end):
-        """One request; read(JSON) of its answer. Raises ServiceError."""
+        """One request; read(JSON) of its answer, which must be whole by the time `end`. Raises
+        ServiceError."""
+        left = end - time.monotonic()
+        local = re.match(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])[:/]", url)
+        proxies = {"http": "", "https": ""} if local else None
+        content = bytearray()
         try:
-            response, content = self._exchange(url, data, end)
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as e:
+            with self._session.post(
+                url,
+                data=data,
+                stream=True,
+                timeout=(min(10, left), left),
+                allow_redirects=False,
+                proxies=proxies,
+            ) as response:
+                # 32 bytes at a time, so that an answer that drips meets the deadline, too
+                for chunk in response.iter_content(32):
+                    content += chunk
+                    if time.monotonic() > end:
+                        raise requests.Timeout("timed out: the answer does not end")
+        except (OSError, ValueError) as e:
             text = self._safe(f"{type(e).__name__}: {e}")
-            reason = _meaning(text, REASONS) or text[:200]
-            kind = "passing"
-            if isinstance(e, ValueError) or type(e) is OSError:  # an address, a missing file
-                kind = ""
+            reason = _meaning(text, REASONS) or text
+            kind = "" if isinstance(e, ValueError) else "passing"  # an address, a header
             raise ServiceError(f"no answer from {url}: {reason}", None, kind) from None
-        said = self._safe(content[:20_000].decode("utf-8", "replace"))
         status = response.status_code
-        if status // 100 == 2:
-            try:
+        body = content[:20_000].decode("utf-8", "replace")
+        said = self._safe(f"{response.headers.get('Location', '')} {body}")
+        if status < 300:
+            with suppress(Exception):  # it may have any shape
                 return read(json.loads(content))
-            except Exception:  # it may have any shape
-                message = f"{url} did not answer as expected: {said[:600]}"
-                raise ServiceError(message, 200, "passing") from None
+            said = f"the server did not answer as expected: {said}"
         words = _without_quotations(said, data.decode())
         kind = _meaning(f"{status} {words}", KINDS)
         wait = 0.0
@@ -369,31 +385,8 @@ class Client:
         if wait > 120:
             kind = "spent"
             said = f"it asks to wait {wait:.0f} s: {said}"
-        location = self._safe(response.headers.get("Location", ""))
-        message = f"HTTP {status} from {url}: {said[:600]} {location}"
+        message = f"HTTP {status} from {url}: {said[:600]}"
         raise ServiceError(message, status, kind, wait)
-
-    def _exchange(self, url, data, end):
-        """One POST: the response and the bytes of its body, whole by the time `end`."""
-        left = max(end - time.monotonic(), 0.1)
-        local = re.match(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])[:/]", url)
-        proxies = {"http": "", "https": ""} if local else None
-        content = bytearray()
-        with self._session.post(
-            url,
-            data=data,
-            stream=True,
-            timeout=(min(10, left), min(600, left)),
-            allow_redirects=False,
-            proxies=proxies,
-        ) as response:
-            # read1 gives what has come, so that an answer that drips meets the deadline, too
-            receive = getattr(response.raw, "read1", response.raw.read)
-            while chunk := receive(1 << 16, decode_content=True):
-                content += chunk
-                if time.monotonic() > end or len(content) > 1 << 28:
-                    raise requests.Timeout("timed out: the answer does not end")
-        return response, content
 
     def _sign(self, request):
         """Put the key into the headers of a request."""
@@ -420,26 +413,24 @@ def _without_system(messages):
     return [{"role": "user", "content": merged}, *messages[2:]]
 
 
+@dataclass
 class OpenAICompatible(Client):
     """Chat and embeddings of any server that speaks OpenAI's /v1.
 
     Defaults when constructed: base_url from OPENAI_BASE_URL, api_key from OPENAI_API_KEY.
     embed_base_url: where the embedding model is served, if elsewhere."""
 
-    def __init__(
-        self,
-        model: str,
-        embed_model: str = "",
-        base_url: str = "",
-        api_key: str = "",
-        embed_base_url: str = "",
-        **options: Any,
-    ) -> None:
-        super().__init__(model, embed_model, **options)
-        given = base_url or _setting("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    base_url: str = ""
+    api_key: str = field(default="", repr=False)
+    embed_base_url: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = self.base_url or _setting("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         self.base_url = check_address(given, "the base URL (OPENAI_BASE_URL)")
-        self.embed_base_url = check_address(embed_base_url or self.base_url, "the embedding URL")
-        self._secrets = [(api_key or _setting("OPENAI_API_KEY")).strip()]
+        given = self.embed_base_url or self.base_url
+        self.embed_base_url = check_address(given, "the embedding URL")
+        self._secrets = [(self.api_key or _setting("OPENAI_API_KEY")).strip()]
 
     def _chat_request(self, messages, options):
         body = {"model": self.model, "messages": messages, **options}
@@ -466,6 +457,7 @@ class OpenAICompatible(Client):
         return [item["embedding"] for item in data]
 
 
+@dataclass
 class Bedrock(Client):
     """Amazon Bedrock: Converse for chat, InvokeModel for Titan Text Embeddings V2.
 
@@ -473,13 +465,15 @@ class Bedrock(Client):
     AWS_BEARER_TOKEN_BEDROCK or else AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN
     (SigV4); AWS_REGION or AWS_DEFAULT_REGION; AWS_ENDPOINT_URL_BEDROCK_RUNTIME."""
 
+    region: str = ""
+
     wire = Client.wire | {"stop": "stopSequences", "max_tokens": "maxTokens"}
     most = 1
     longest = 50_000
 
-    def __init__(self, model: str, embed_model: str = "", region: str = "", **options: Any) -> None:
-        super().__init__(model, embed_model, **options)
-        self.region = region or _setting("AWS_REGION") or _setting("AWS_DEFAULT_REGION")
+    def __post_init__(self):
+        super().__post_init__()
+        self.region = self.region or _setting("AWS_REGION") or _setting("AWS_DEFAULT_REGION")
         names = ("BEARER_TOKEN_BEDROCK", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
         self._secrets = [_setting(f"AWS_{name}") for name in names]
         bearer, access, secret, _ = self._secrets
@@ -494,11 +488,10 @@ class Bedrock(Client):
 
     def _sign(self, request):
         bearer, *keys = self._secrets
-        if bearer:
-            return super()._sign(request)
-        signed = sigv4(request.url, request.body, self.region, *keys)
-        request.headers.update(signed)
-        return request
+        if not bearer:
+            signed = sigv4(request.url, request.body, self.region, *keys)
+            request.headers.update(signed)
+        return super()._sign(request)
 
     def _chat_request(self, messages, options):
         turns = [{"role": m["role"], "content": [{"text": m["content"]}]} for m in messages]
@@ -545,14 +538,13 @@ def sigv4(
         headers["x-amz-security-token"] = token
     names = ";".join(headers)
     scope = f"{now[:8]}/{region}/bedrock/aws4_request"
-    # AWS percent-encodes the path once more, as it stands on the wire.
-    path = quote(parts.path)
     lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
-    request = f"POST\n{path}\n\n{lines}\n{names}\n{sha256(data).hexdigest()}"
+    # AWS percent-encodes the path once more, as it stands on the wire.
+    request = f"POST\n{quote(parts.path)}\n\n{lines}\n{names}\n{sha256(data).hexdigest()}"
     signed = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{sha256(request.encode()).hexdigest()}"
     key = f"AWS4{secret}".encode()
     for part in [*scope.split("/"), signed]:
-        key = hmac.new(key, part.encode(), sha256).digest()
+        key = hmac.digest(key, part.encode(), "sha256")
     credential = f"Credential={access}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
     return {**headers, "Authorization": f"AWS4-HMAC-SHA256 {credential}"}
 
@@ -582,9 +574,8 @@ MADE_UP = r"(?im)^[ \t>#*_`-]*observations?\b|^[ \t]*obs(?:er?|erv\w*)?[ \t]*\Z"
 INLINE = r"(?<=\S)[ \t]+(?=(?:Action|Action[ _-]?Input|Final ?Answer)[ \t]*\d*:)"
 LOOK_ALIKES = str.maketrans("\uff1a\u00a0\u202f", ":  ", "\r")
 # A tool call that is written as JSON: {"action": "RAG", "action_input": {"query": "war films"}}
-CALL_NAMES = "action|tool|tool_name|name"
-CALL_INPUTS = "action_input|tool_input|arguments|parameters|input|args"
-JSON_CALL = rf'\{{\s*"(?:thought|type|{CALL_NAMES}|{CALL_INPUTS})"'
+CALL_KEYS = "action|tool|tool_name|name|action_input|tool_input|arguments|parameters|input|args"
+JSON_CALL = rf'\{{\s*"(?:thought|type|{CALL_KEYS})"|\Z'  # or the end, where no JSON begins
 # 'RAG("war films")', 'RAG[war films]', 'RAG: war films', 'RAG {"query": "war films"}'
 CALL = r"(?s)([\[({:][^\n]*|[^\[({:\n]*)(?:[\[(](.*)|(?::|(?=\{))(.*))?"
 NO_ACTION = "(?i)none|n/?a|no(?:thing| action| tool)?(?: needed| required)?"
@@ -602,10 +593,10 @@ def parse_reply(text: str, answer_first: bool = False) -> Parsed:
     """
     text = _spell_out(Reply(text).text.translate(LOOK_ALIKES))
     text = re.split(MADE_UP, re.sub(INLINE, "\n", text))[0]
-    before, *parts = re.split(LABEL, text)  # label, content, label ..
-    thought = before.strip()
+    parts = iter(re.split(LABEL, text))  # what stands before, label, content, label ..
+    thought = next(parts).strip()
     action = given = answer = ""
-    for label, content in zip(parts[::2], parts[1::2]):
+    for label, content in zip(parts, parts):
         label = (label or "action").lower()
         content = content.strip()
         if label == "thought":
@@ -624,7 +615,7 @@ def parse_reply(text: str, answer_first: bool = False) -> Parsed:
     given = _plain_input(given)
     if re.fullmatch(NO_ACTION, action) or (answer and (answer_first or not given)):
         action = given = ""
-    if action:
+    else:
         answer = ""
     answer = re.split(r"\n\s*\n", answer)[0].strip("*_` \n")  # an explanation may follow
     return Parsed(thought, action or None, given or None, answer or None)
@@ -634,11 +625,10 @@ def _spell_out(text):
     """A tool call that is written as JSON becomes labelled lines; code fences go."""
     text = re.sub(r"(?m)^[ \t]*```\w*[ \t]*$|</?tool_call>", "\n", text)
     try:
-        start = next(re.finditer(JSON_CALL, text)).start()
+        start = re.search(JSON_CALL, text).start()
         call, end = json.JSONDecoder(strict=False).raw_decode(text, start)
-        name = next(call[key] for key in CALL_NAMES.split("|") if key in call)
-        given = next(call[key] for key in CALL_INPUTS.split("|") if key in call)
-    except (StopIteration, ValueError, RecursionError):
+        name, given, *_ = [call[key] for key in CALL_KEYS.split("|") if key in call]
+    except (ValueError, RecursionError):
         return text
     given = json.dumps(given, ensure_ascii=False)
     lines = f"Action: {name}\nAction Input: {given}\nThought:"
@@ -657,9 +647,9 @@ def _plain_input(text):
     """The text of an input that is quoted, keyed or JSON: '{"query": "war"}' -> 'war'."""
     text = " ".join(text.strip("*`").split())
     data = text
-    with suppress(ValueError, TypeError, RecursionError):
-        data = json.loads(data)
-        data = json.loads(data)  # a string may hold JSON itself
+    with suppress(ValueError, RecursionError):
+        while isinstance(data, str):  # which may hold JSON itself
+            data = json.loads(data)
     if isinstance(data, dict):
         data = list(data.values())
     if isinstance(data, list):
@@ -774,7 +764,7 @@ def react(
             return Answer("", steps, FAILURES[reply.finish], usage)
         text = re.split(MADE_UP, reply.text)[0].strip()
         messages.append({"role": "assistant", "content": text or "(no reply)"})
-        thought, action, given, answer = parse_reply(text, answer_first=forced)
+        thought, action, given, answer = parse_reply(text, forced)
         if not answer and (forced or done or eager or not tools):
             answer = _bare_answer(text, forced)
         if answer or forced:
@@ -882,8 +872,7 @@ class PersonaAgent:
 
     def answer(self, question: str) -> Answer:
         """Answer one question under the current persona."""
-        limit = self.max_steps
-        return react(self.llm, self.persona, question, self.tools, limit, self.eager)
+        return react(self.llm, self.persona, question, self.tools, self.max_steps, self.eager)
 
     def observe(self, query: str, response: str, **metadata: Any) -> None:
         """Remember what the user really answered. Evaluation never calls this."""

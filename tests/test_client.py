@@ -143,6 +143,18 @@ def test_workers_bound_the_requests_in_flight_and_waiting_for_a_slot_is_no_fault
     assert (len(server.requests), server.most, max(seconds) > 0.2) == (8, 2, True)
 
 
+def test_a_pause_leaves_its_slot_to_others(server, monkeypatch):
+    llm, other = connect["openai"](workers=1), ThreadPoolExecutor(1)
+    server.script(Answer(status=503), SAID["openai"])
+    during = []
+    monkeypatch.setattr("persona_agent.time.sleep", lambda pause: during.append(ask()))
+
+    def ask():
+        return other.submit(llm.chat, USER).result(timeout=5).text
+
+    assert llm.chat(USER).text == "hello" and during == ["hello"]
+
+
 @pytest.mark.parametrize("v", VECTORS["vectors"], ids=lambda v: v["name"])
 def test_a_signature_is_that_of_aws_own_client(v):
     keys = v["region"], ACCESS, SECRET, v["session_token"] or "", VECTORS["amz_date"]
