@@ -444,8 +444,7 @@ class OpenAICompatible(Client):
             reason = "refusal"
         content = message.get("content")
         if not content and message.get("tool_calls"):
-            call = message["tool_calls"][0]["function"]
-            content = json.dumps({"action": call["name"], "action_input": call["arguments"]})
+            content = json.dumps(message["tool_calls"][0]["function"])
         used = answer.get("usage") or {}
         return _reply(content, reason, used.get("prompt_tokens"), used.get("completion_tokens"))
 
