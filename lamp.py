@@ -55,7 +55,7 @@ from persona_agent import (
 from tools import RAG, WIKI_DOWN, Wiki, WikiUnreachable
 
 HERE = Path(__file__).resolve().parent
-SAMPLE = HERE / "tests" / "sample"
+SAMPLE = HERE / "tests/sample"
 
 
 class Problem(ServiceError):
@@ -87,7 +87,7 @@ class Task:
 
     def titles(self, question: str) -> dict:
         """{label: option} of a question of LaMP-1."""
-        return dict(zip(self.labels, _cut(self, question.removesuffix('"'))[3:]))
+        return dict(zip(self.labels, _cut(self, question)[3:]))
 
     def content(self, question: str) -> str:
         """What LaMP's retrieval searches with."""
@@ -96,11 +96,12 @@ class Task:
 
 def _cut(task, text):
     """The parts of an input that stand for {}; [] where it is no question of this task."""
+    _, *markers, end = task.form.split("{}")
     parts = []
-    for marker in task.form.split("{}")[1:-1]:
+    for marker in markers:
         part, found, text = text.partition(marker)
         parts.append(part)
-    return [*parts, text] if found else []
+    return [*parts, text.removesuffix(end)] if found else []
 
 
 def _own_text(task, question):
@@ -116,7 +117,7 @@ TASKS = {
         "LaMP_1",
         "citation",
         metrics.CITATIONS,
-        form='{}paper with the title "{}", which reference{}[1]: "{}" [2]: "{}',
+        '{}paper with the title "{}", which reference{}[1]: "{}" [2]: "{}"',
         fields=("title", "abstract"),
         text="title",
         label="citation",
@@ -133,7 +134,7 @@ methods, and what kind of work they tend to cite.""",
         "LaMP_2/new",
         "movie_tagging",
         metrics.MOVIE_TAGS,
-        form="{}] description: {}",
+        "{}] description: {}",
         fields=("description",),
         text="description",
         label="tag",
@@ -149,7 +150,7 @@ both fit.""",
         "LaMP_2",
         "news_categorize",
         metrics.NEWS_CATEGORIES,
-        form="{}] article: {}",
+        "{}] article: {}",
         fields=("title", "text"),
         text="text",
         label="category",
@@ -165,7 +166,7 @@ how they choose between categories that would both fit.""",
         "LaMP_3",
         "product_rating",
         metrics.RATINGS,
-        form="{}without further explanation. review: {}",
+        "{}without further explanation. review: {}",
         fields=("text",),
         text="text",
         label="score",
@@ -183,8 +184,8 @@ reviews, what they care about, and how they write.""",
 
 @dataclass
 class Query:
-    """A question with its answer. date, size: of the profile that came with it, its newest date
-    and its length. examples: what in-context learning shows before it."""
+    """A question with its answer, and whose it is. date, size: the newest date of the profile that
+    came with it, and its length. examples: what in-context learning shows before it."""
 
     id: str
     input: str
@@ -206,31 +207,29 @@ class User:
     leaks: int = 0
 
 
-FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-
-
 @contextmanager
 def _reading(path):
     """What is wrong with a file becomes a Problem that names it."""
     try:
         yield
-    except FAULTS as e:
+    except Exception as e:
         what = f"{type(e).__name__}: {str(e)[:200]}"
         raise Problem(f"{path} cannot be read as LaMP's JSON in UTF-8 ({what})") from None
 
 
 def _records(path):
-    """The elements of a JSON array, one at a time: no file is ever held whole."""
+    """The elements of a JSON array, one at a time: a good file is never held whole."""
     with _reading(path), open(path, encoding="utf-8-sig") as file:
         buffer = ""
         at = 0
         while True:
+            # What stands before a record: '[' or ', ' and line ends.
             at = re.compile(r"[\s,\[]*").match(buffer, at).end()
             try:
                 record, at = json.JSONDecoder().raw_decode(buffer, at)
             except json.JSONDecodeError:
-                # Perhaps only the buffer ends. It doubles, so that a large record is not parsed
-                # too often.
+                # Perhaps only the buffer ends: a million characters more, or twice as many as there
+                # are, so that a large record is not parsed too often.
                 more = file.read(max(1 << 20, len(buffer) - at))
                 if not more:
                     break
@@ -239,7 +238,7 @@ def _records(path):
             else:
                 yield record
         if buffer[at:].strip() != "]":
-            raise ValueError(f"neither a record nor the end of an array: {buffer[at:][:30]!r}")
+            raise ValueError(f"neither a record nor the end of its array: {buffer[at:][:30]!r}")
 
 
 def _read_gold(task, path):
@@ -259,8 +258,8 @@ def _read_gold(task, path):
 def _locate(task, data):
     """(questions, {query id: gold}) of each partition, the one to evaluate last. Raises Problem.
 
-    Official: {split}_questions.json beside {split}_outputs.json. OPPU: gold inside, or in
-    *_label.json beside it."""
+    Gold stands beside {split}_questions.json in {split}_outputs.json (official; a partition
+    without it is passed over), and in *history.json itself or in *_label.json beside it (OPPU)."""
     root = Path(data)
     layouts = (
         f"time/{task.folder}/*/*_questions.json",
@@ -318,12 +317,12 @@ def _queries(task, part, remarks):
                     yield Query(name, question, gold, user, newest, len(profile)), profile
                 else:
                     remarks.append(f"query {name}: gold {gold!r}, question {question[:60]!r}")
-        except FAULTS as e:
+        except Exception as e:
             remarks.append(f"record {number}: {type(e).__name__} {e}")
 
 
 def _choose(task, part, users, queries_per_user, remarks):
-    """{user id: latest queries} of the users with the longest history."""
+    """{user id: latest queries, oldest first} of the users with the longest history."""
     found = {}
     ids = set()
     for query, _ in _queries(task, part, remarks):
@@ -372,8 +371,7 @@ def load(
         titles.pop(bare(title), None)
     found = []
     for name, queries in chosen.items():
-        own = items[name]
-        history, leaks = _history(task, queries, own, titles, seed, remarks)
+        history, leaks = _history(task, queries, items[name], titles, seed, remarks)
         found.append(User(name, history[-max_history:], queries[:limit], leaks))
         limit = limit and max(limit - len(queries), 0)
     return found, remarks
@@ -391,25 +389,28 @@ def _item(task, query):
 
 
 def _history(task, queries, items, titles, seed, remarks):
-    """A user's episodes, oldest first, and how many more had an evaluated query's id or text: they
-    are left out. An earlier query that stands there already is no episode of its own. titles:
-    without those that an evaluated query offers; what other users cite of them are LaMP-1's
-    negatives (Appendix E)."""
+    """A user's episodes, oldest first, and how many more there were with an evaluated query's id or
+    text. An earlier query that stands there already is no episode of its own.
+
+    items: each with the earlier query that it was, or None. titles: {spelled bare: title}, without
+    those that an evaluated query offers; what only others cite are LaMP-1's negatives."""
     ids = {query.id for query in queries}
     asked = {_own_text(task, query.input) for query in queries}
     own = {bare(_field(item, task.label)) for item, _ in items}
     rivals = sorted((titles[name] for name in titles.keys() - own), key=str.lower)
+    first = queries[0]
     history = []
     known = set()
     leaks = 0
     for item, earlier in items:
         label = _field(item, task.label)
         if not _field(item, task.text) or not (label or task.options):
-            what = f"item {str(item)[:60]!r} of user {queries[0].user}"
-            remarks.append(f"{what}: no text or no label")
+            remarks.append(f"item {str(item)[:60]!r} of user {first.user}: no text or no label")
             continue
-        episode = _episode(task, queries[0], item, label, earlier, rivals, seed)
-        plain = _own_text(task, episode.query)
+        episode = _episode(task, first, item, label, earlier, rivals, seed)
+        plain = _own_text(
+            task, episode.query
+        )  # as it would be asked: nothing else can slip through
         if plain in asked or _field(item, "id") in ids:
             leaks += 1
         elif not earlier or plain not in known:
@@ -421,9 +422,9 @@ def _history(task, queries, items, titles, seed, remarks):
 
 
 def _episode(task, first, item, label, earlier, rivals, seed):
-    """A history item as an Episode: an earlier query asks what it asked; any other item, if it is
-    labelled, the user's first question with its own text in place. In LaMP-1 the cited title
-    stands against one of `rivals`."""
+    """A history item as an Episode. An earlier query keeps its question and answer. A labelled item
+    asks the user's first question with its own text in place; in LaMP-1 its cited title stands
+    against one of `rivals` (Appendix E). Unlabelled: no answer."""
     text = str(item[task.text])
     question = text
     answer = ""
@@ -438,7 +439,7 @@ def _episode(task, first, item, label, earlier, rivals, seed):
             rng = random.Random(f"{seed} {first.user} {text}".encode("utf-8", "replace"))
             pair = [label, rng.choice(rivals)]
             rng.shuffle(pair)
-            parts[3:] = [pair[0], f'{pair[1]}"']
+            parts[3:] = pair
             answer = task.labels[pair.index(label)]
         question = task.form.format(*parts)
     # The answer first: a long text is cut where it is shown.
@@ -497,7 +498,8 @@ METHODS = {
     "no-memory": Method(PERSONA, tools=("Wiki",)),
     "no-action": Method(PERSONA, profile=True, aligned=True),
 }
-GROUPS = {"table2": list(METHODS)[:8], "table3": list(METHODS)[7:], "all": list(METHODS)}
+EVERY = list(METHODS)
+GROUPS = {"table2": EVERY[:8], "table3": EVERY[7:], "all": EVERY}
 # ours: the profile in Appendix B's prompt where there is none
 UNKNOWN = "nothing is known."
 # ours, for membank
@@ -509,8 +511,8 @@ Related memories:
 
 
 def _give_examples(task, users, seed):
-    """Give each query seeded questions of other users with their answers, none of which has the
-    text of a query of its user."""
+    """Give each query its examples: seeded questions of other users with their answers, none of
+    which has the text of a query of its user."""
     k = max(method.others for method in METHODS.values())
     pool = []
     for user in users:
@@ -519,10 +521,9 @@ def _give_examples(task, users, seed):
         asked = {_own_text(task, query.input) for query in user.queries}
         for query in user.queries:
             rng = random.Random(f"{seed} {query.id}".encode("utf-8", "replace"))
-            drawn = rng.sample(pool, min(len(pool), 50 * k))
             found = (
                 f"{episode.query}\n{episode.response}"
-                for owner, episode in drawn
+                for owner, episode in rng.sample(pool, min(len(pool), 50 * k))
                 if owner is not user and _own_text(task, episode.query) not in asked
             )
             query.examples = tuple(islice(found, k))
