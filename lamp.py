@@ -204,7 +204,7 @@ class User:
     id: str
     history: list
     queries: list
-    leaks: int = 0
+    leaks: int
 
 
 @contextmanager
@@ -238,7 +238,8 @@ def _records(path):
             else:
                 yield record
         if buffer[at:].strip() != "]":
-            raise ValueError(f"neither a record nor the end of its array: {buffer[at:][:30]!r}")
+            left = f"left over: {buffer[at:][:30]!r}"
+            raise ValueError(f"no array, or one that does not end where the file ends; {left}")
 
 
 def _read_gold(task, path):
@@ -408,9 +409,7 @@ def _history(task, queries, items, titles, seed, remarks):
             remarks.append(f"item {str(item)[:60]!r} of user {first.user}: no text or no label")
             continue
         episode = _episode(task, first, item, label, earlier, rivals, seed)
-        plain = _own_text(
-            task, episode.query
-        )  # as it would be asked: nothing else can slip through
+        plain = _own_text(task, episode.query)  # of what would really be asked
         if plain in asked or _field(item, "id") in ids:
             leaks += 1
         elif not earlier or plain not in known:
