@@ -22,9 +22,9 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ from persona_agent import (
 from tools import RAG, WIKI_DOWN, Wiki, WikiUnreachable
 
 HERE = Path(__file__).resolve().parent
-SAMPLE = HERE / "tests" / "sample"
+SAMPLE = HERE / "tests/sample"
 
 
 class Problem(ServiceError):
@@ -75,44 +75,48 @@ class Task:
     title: str
     folder: str  # of the official release, below the root or below time/
     oppu: str  # folder of the OPPU release
-    labels: tuple[str, ...]  # in the order of the official scorer
-    markers: tuple[str, ...]  # what stands between the parts of an input; part 1 is its own text
-    fields: tuple[str, ...]  # of an item, as shown
+    labels: tuple  # in the order of the official scorer
+    form: str  # of an input; {} are its parts, the second is its own text
+    fields: tuple  # of an item, as shown
     text: str  # the one that is an input's own text
     label: str  # the one with the answer (LaMP-1: the cited title, where the data have it)
     example: str  # a retrieved item in LaMP's own prompts (LaMP/prompts/prompts.py)
     summary: str  # S_t of Eq. 3: ours, asking what PAG's prompts ask
-    options: bool = False  # a question brings its own two options, parts 3 and 4
+    options: bool = False  # a question brings its own two options, the last parts
 
-    def cut(self, text: str) -> list[str]:
-        """The parts of an input between the markers; [] where it is no question of this task."""
-        parts = []
-        for marker in self.markers:
-            part, found, text = text.partition(marker)
-            parts.append(part)
-        return [*parts, text] if found else []
-
-    def key(self, question: str) -> str:
-        """An input's own text in any spelling: what makes two questions the same."""
-        return bare(self.cut(question)[1])
-
-    def titles(self, question: str) -> dict[str, str]:
+    def titles(self, question: str) -> dict:
         """{label: option} of a question of LaMP-1."""
-        return dict(zip(self.labels, self.cut(question.removesuffix('"'))[3:]))
+        return dict(zip(self.labels, _cut(self, question)[3:]))
 
     def content(self, question: str) -> str:
         """What LaMP's retrieval searches with."""
-        return " ".join(self.titles(question).values()) or self.cut(question)[1]
+        return " ".join(self.titles(question).values()) or _cut(self, question)[1]
+
+
+def _cut(task, text):
+    """The parts of an input that stand for {}; [] where it is no question of this task."""
+    _, *markers, end = task.form.split("{}")
+    parts = []
+    for marker in markers:
+        part, found, text = text.partition(marker)
+        parts.append(part)
+    return [*parts, text.removesuffix(end)] if found else []
+
+
+def _own_text(task, question):
+    """An input's own text in any spelling: what makes two questions the same."""
+    parts = _cut(task, question) or ["", question]
+    return bare(parts[1])
 
 
 TASKS = {
     "lamp1": Task(
-        name="lamp1",
-        title="LaMP-1: Personalized Citation Identification",
-        folder="LaMP_1",
-        oppu="citation",
-        labels=metrics.CITATIONS,
-        markers=('paper with the title "', '", which reference', '[1]: "', '" [2]: "'),
+        "lamp1",
+        "LaMP-1: Personalized Citation Identification",
+        "LaMP_1",
+        "citation",
+        metrics.CITATIONS,
+        '{}paper with the title "{}", which reference{}[1]: "{}" [2]: "{}"',
         fields=("title", "abstract"),
         text="title",
         label="citation",
@@ -124,12 +128,12 @@ methods, and what kind of work they tend to cite.""",
         options=True,
     ),
     "lamp2m": Task(
-        name="lamp2m",
-        title="LaMP-2M: Personalized Movie Tagging",
-        folder="LaMP_2/new",
-        oppu="movie_tagging",
-        labels=metrics.MOVIE_TAGS,
-        markers=("] description: ",),
+        "lamp2m",
+        "LaMP-2M: Personalized Movie Tagging",
+        "LaMP_2/new",
+        "movie_tagging",
+        metrics.MOVIE_TAGS,
+        "{}] description: {}",
         fields=("description",),
         text="description",
         label="tag",
@@ -140,12 +144,12 @@ they give most often, the films they watch, and how they choose between tags tha
 both fit.""",
     ),
     "lamp2n": Task(
-        name="lamp2n",
-        title="LaMP-2N: Personalized News Categorization",
-        folder="LaMP_2",
-        oppu="news_categorize",
-        labels=metrics.NEWS_CATEGORIES,
-        markers=("] article: ",),
+        "lamp2n",
+        "LaMP-2N: Personalized News Categorization",
+        "LaMP_2",
+        "news_categorize",
+        metrics.NEWS_CATEGORIES,
+        "{}] article: {}",
         fields=("title", "text"),
         text="text",
         label="category",
@@ -156,12 +160,12 @@ a profile of the journalist: the category they write in most often, their subjec
 how they choose between categories that would both fit.""",
     ),
     "lamp3": Task(
-        name="lamp3",
-        title="LaMP-3: Personalized Product Rating",
-        folder="LaMP_3",
-        oppu="product_rating",
-        labels=metrics.RATINGS,
-        markers=("without further explanation. review: ",),
+        "lamp3",
+        "LaMP-3: Personalized Product Rating",
+        "LaMP_3",
+        "product_rating",
+        metrics.RATINGS,
+        "{}without further explanation. review: {}",
         fields=("text",),
         text="text",
         label="score",
@@ -179,15 +183,16 @@ reviews, what they care about, and how they write.""",
 
 @dataclass
 class Query:
-    """A question with its answer. order: newest date of the profile that came with it, length of
-    that profile, place in its record."""
+    """A question with its answer, and whose it is. date, size: the newest date of the profile that
+    came with it, and its length. examples: what in-context learning shows before it."""
 
     id: str
     input: str
     gold: str
-    user: str = ""
-    order: tuple = ()
-    examples: list = field(default_factory=list)  # for in-context learning
+    user: str
+    date: str
+    size: int
+    examples: tuple = ()
 
 
 @dataclass
@@ -196,14 +201,9 @@ class User:
     counts what was taken out."""
 
     id: str
-    history: list[Episode]
-    queries: list[Query]
-    leaks: int = 0
-
-
-FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-BLANKS = re.compile(r"[\s,]*")
-CHUNK = 1 << 20  # characters
+    history: list
+    queries: list
+    leaks: int
 
 
 @contextmanager
@@ -211,36 +211,34 @@ def _reading(path):
     """What is wrong with a file becomes a Problem that names it."""
     try:
         yield
-    except FAULTS as e:
+    except Exception as e:
         what = f"{type(e).__name__}: {str(e)[:200]}"
         raise Problem(f"{path} cannot be read as LaMP's JSON in UTF-8 ({what})") from None
 
 
 def _records(path):
-    """The elements of a JSON array, one at a time: no file is ever held whole."""
-    decoder = json.JSONDecoder()
+    """The elements of a JSON array, one at a time: a good file is never held whole."""
     with _reading(path), open(path, encoding="utf-8-sig") as file:
-        buffer = file.read(CHUNK).lstrip()
-        if buffer[:1] != "[":
-            raise ValueError(f"no array, it starts with {buffer[:30]!r}")
-        at = 1
+        buffer = ""
+        at = 0
         while True:
-            at = BLANKS.match(buffer, at).end()
-            if buffer[at : at + 1] == "]":
-                if (buffer[at + 1 :] + file.read(CHUNK)).strip():
-                    raise ValueError("it goes on after the end of its array")
-                return
+            # What stands before a record: '[' or ', ' and line ends.
+            at = re.compile(r"[\s,\[]*").match(buffer, at).end()
             try:
-                record, at = decoder.raw_decode(buffer, at)
+                record, at = json.JSONDecoder().raw_decode(buffer, at)
             except json.JSONDecodeError:
-                # Perhaps only the buffer ends. It doubles, so that a large record is not parsed
-                # too often.
-                more = file.read(max(CHUNK, len(buffer) - at))
+                # Perhaps only the buffer ends: a million characters more, or twice as many as there
+                # are, so that a large record is not parsed too often.
+                more = file.read(max(1 << 20, len(buffer) - at))
                 if not more:
-                    raise
-                buffer, at = buffer[at:] + more, 0
-                continue
-            yield record
+                    break
+                buffer = buffer[at:] + more
+                at = 0
+            else:
+                yield record
+        if buffer[at:].strip() != "]":
+            left = f"left over: {buffer[at:][:30]!r}"
+            raise ValueError(f"no array, or one that does not end where the file ends; {left}")
 
 
 def _read_gold(task, path):
@@ -252,31 +250,37 @@ def _read_gold(task, path):
         gold = {str(answer["id"]): answer["output"] for answer in data["golds"]}
         if len(gold) < len(data["golds"]):
             raise ValueError("it holds two golds for one id")
-        if data["task"] not in (task.folder[:6], f"LaMP_{task.name[4:].upper()}"):
+        if not f"LaMP_{task.name[4:].upper()}".startswith(data["task"]):
             raise ValueError(f"it holds gold for {data['task']}, not {task.name}")
     return gold
 
 
-def locate(task: Task, data: str | Path) -> list:
+def _locate(task, data):
     """(questions, {query id: gold}) of each partition, the one to evaluate last. Raises Problem.
 
-    Official: [time/]<folder>/{train,dev}/{split}_questions.json beside {split}_outputs.json.
-    OPPU: [<its folder>/]*history.json, with gold inside or in *_label.json beside it."""
+    Gold stands beside {split}_questions.json in {split}_outputs.json (official; a partition
+    without it is passed over), and in *history.json itself or in *_label.json beside it (OPPU)."""
     root = Path(data)
+    layouts = (
+        f"time/{task.folder}/*/*_questions.json",
+        f"{task.folder}/*/*_questions.json",
+        f"{task.oppu}/*history.json",
+        "*/*_questions.json",
+        "*_questions.json",
+        "*history.json",
+    )
     parts = []
-    for base in (root / "time" / task.folder, root / task.folder, root / task.oppu, root):
-        with _reading(base):
-            files = [*base.glob("*/*_questions.json"), *base.glob("*_questions.json")]
-            files = sorted(files, reverse=True) + sorted(base.glob("*history.json"))
-            if base.is_file():
-                files = [base]
+    for layout in layouts:
+        with _reading(root):
+            files = sorted(root.glob(layout), reverse=True)  # train before dev
+            if root.is_file():
+                files = [root]
         for path in files:
-            official = path.name.endswith("_questions.json")
-            beside = f"{path.stem}_label.json"
-            if official:
-                beside = path.name.replace("_questions", "_outputs")
-            gold = _read_gold(task, path.with_name(beside))
-            if gold or not official:
+            stem = path.stem.removesuffix("_questions")
+            gold = {}
+            for ending in ("outputs", "label"):
+                gold |= _read_gold(task, path.with_name(f"{stem}_{ending}.json"))
+            if gold or stem == path.stem:
                 parts.append((path, gold))
         if parts:
             return parts
@@ -296,10 +300,6 @@ def _day(date):
     return tuple(map(int, re.findall(r"\d{1,9}", date)))
 
 
-def _date(item):
-    return _day(str(item.get("date"))) if isinstance(item, dict) else ()
-
-
 def _queries(task, part, remarks):
     """The usable queries of a partition, each with its profile; remarks gets what is wrong with
     the others."""
@@ -307,35 +307,36 @@ def _queries(task, part, remarks):
     for number, record in enumerate(_records(path)):
         try:
             profile = record["profile"] + []  # fails where it is no list
-            newest = max(map(_date, profile), default=())
+            dates = [str(item.get("date") or "") for item in profile if isinstance(item, dict)]
+            newest = max(dates, key=_day, default="")
             user = _field(record, "user_id") or f"record {record.get('id', number)}"
-            for place, query in enumerate(record.get("query", [record])):
+            for query in record.get("query", [record]):
                 name, question = str(query["id"]), str(query["input"])
                 gold = _field(golds, name) or _field(query, "gold")
-                if gold in task.labels and task.cut(question):
-                    order = (newest, len(profile), place)
-                    yield Query(name, question, gold, user, order), profile
+                if gold in task.labels and _cut(task, question):
+                    yield Query(name, question, gold, user, newest, len(profile)), profile
                 else:
                     remarks.append(f"query {name}: gold {gold!r}, question {question[:60]!r}")
-        except FAULTS as e:
+        except Exception as e:
             remarks.append(f"record {number}: {type(e).__name__} {e}")
 
 
 def _choose(task, part, users, queries_per_user, remarks):
-    """The latest queries of each of the users with the longest history."""
-    latest = {}
+    """{user id: latest queries, oldest first} of the users with the longest history."""
+    found = {}
     ids = set()
     for query, _ in _queries(task, part, remarks):
         if query.id in ids:
             raise Problem(f"{part[0]}: two queries have the id {query.id}")
         ids.add(query.id)
-        latest.setdefault(query.user, []).append(query)
+        found.setdefault(query.user, []).append(query)
     if not ids:
         raise Problem(f"{part[0]}: no query that can be used {remarks[:1]}")
-    for queries in latest.values():
-        queries.sort(key=lambda query: query.order)
+    for queries in found.values():
+        queries.sort(key=lambda query: (_day(query.date), query.size))
         del queries[:-queries_per_user]
-    return sorted(latest.values(), key=lambda queries: -queries[0].order[1])[:users]
+    longest = sorted(found, key=lambda name: -found[name][0].size)
+    return {name: found[name] for name in longest[:users]}
 
 
 def load(
@@ -352,97 +353,100 @@ def load(
     Two passes, so that no file is held whole: the first chooses from the last partition, the
     second reads all of the chosen users. History is the profile of a user's first evaluated query,
     and earlier queries. limit: of queries in all; users beyond it have none."""
-    parts = locate(task, data)
+    parts = _locate(task, data)
     remarks: list = []
     chosen = _choose(task, parts[-1], users, queries_per_user, remarks)
-    first = {queries[0].id for queries in chosen}
-    evaluated = {query.id for query in chain(*chosen)}
-    items: dict = {queries[0].user: [] for queries in chosen}
+    items: dict = {name: [] for name in chosen}
     for part in parts:
         for query, profile in _queries(task, part, []):
-            mine = items.get(query.user, [])
-            if query.id in first and part is parts[-1]:
-                mine[:0] = profile
-            elif query.id not in evaluated:
-                mine.append(_item(task, query))
-    cited = [_field(item, task.label) for item in chain(*items.values())]
+            late = chosen.get(query.user, [])
+            if query in late[:1] and part is parts[-1]:
+                items[query.user][:0] = [(item, None) for item in profile]
+            elif late and query not in late:
+                items[query.user].append((_item(task, query), query))
+    cited = [_field(item, task.label) for item, _ in chain(*items.values())]
     titles = {bare(title): title for title in cited}
-    for title in chain([""], *(task.titles(query.input).values() for query in chain(*chosen))):
+    offered = [task.titles(query.input).values() for query in chain(*chosen.values())]
+    for title in chain([""], *offered):
         titles.pop(bare(title), None)
     found = []
-    for queries in chosen:
-        user = _user(task, queries, items[queries[0].user], titles, seed, remarks)
-        user.history = user.history[-max_history:]
-        user.queries = user.queries[:limit]
-        limit = limit and max(limit - len(user.queries), 0)
-        found.append(user)
+    for name, queries in chosen.items():
+        history, leaks = _history(task, queries, items[name], titles, seed, remarks)
+        found.append(User(name, history[-max_history:], queries[:limit], leaks))
+        limit = limit and max(limit - len(queries), 0)
     return found, remarks
 
 
 def _item(task, query):
-    """An earlier query as an item of a history, itself under a key that no file can have."""
+    """An earlier query as an item of a history."""
+    label = task.titles(query.input).get(query.gold, query.gold)
     return {
         "id": query.id,
-        "date": "-".join(f"{number:02}" for number in query.order[0]),
-        task.text: task.cut(query.input)[1],
-        task.label: task.titles(query.input).get(query.gold, query.gold),
-        Query: query,
+        "date": query.date,
+        task.text: _cut(task, query.input)[1],
+        task.label: label,
     }
 
 
-def _user(task, queries, items, titles, seed, remarks):
-    """A user with history as episodes, oldest first: no item has an evaluated query's id or text.
-    An earlier query that stands there already is no item of its own. titles: without those that an
-    evaluated query offers; what other users cite of them are LaMP-1's negatives (Appendix E)."""
-    user = User(queries[0].user, [], queries)
+def _history(task, queries, items, titles, seed, remarks):
+    """A user's episodes, oldest first, and how many more there were with an evaluated query's id or
+    text. An earlier query that stands there already is no episode of its own.
+
+    items: each with the earlier query that it was, or None. titles: {spelled bare: title}, without
+    those that an evaluated query offers; what only others cite are LaMP-1's negatives."""
     ids = {query.id for query in queries}
-    asked = {task.key(query.input) for query in queries}
-    own = {bare(_field(item, task.label)) for item in items}
+    asked = {_own_text(task, query.input) for query in queries}
+    own = {bare(_field(item, task.label)) for item, _ in items}
     rivals = sorted((titles[name] for name in titles.keys() - own), key=str.lower)
+    first = queries[0]
+    history = []
     known = set()
-    for item in items:
-        text, label = _field(item, task.text), _field(item, task.label)
-        plain = bare(text)
-        if not text or not (label or task.options):
-            remarks.append(f"item {str(item)[:60]!r} of user {user.id}: no text or no label")
-        elif plain in asked or str(item.get("id")) in ids:
-            user.leaks += 1
-        elif plain not in known or Query not in item:
-            item = {**item, task.label: label}
-            user.history.append(_episode(task, item, user, rivals, seed))
+    leaks = 0
+    for item, earlier in items:
+        label = _field(item, task.label)
+        if not _field(item, task.text) or not (label or task.options):
+            remarks.append(f"item {str(item)[:60]!r} of user {first.user}: no text or no label")
+            continue
+        episode = _episode(task, first, item, label, earlier, rivals, seed)
+        plain = _own_text(task, episode.query)  # of what would really be asked
+        if plain in asked or _field(item, "id") in ids:
+            leaks += 1
+        elif not earlier or plain not in known:
+            history.append(episode)
         if label:
             known.add(plain)
-    user.history.sort(key=lambda episode: _date(episode.metadata))
-    if asked & {task.key(episode.query) for episode in user.history if episode.response}:
-        raise Problem(f"an item of user {user.id} has the text of an evaluated query: take it out")
-    return user
+    history.sort(key=lambda episode: _day(str(episode.metadata["date"])))
+    return history, leaks
 
 
-def _episode(task, item, user, rivals, seed):
-    """A history item as an Episode: its question is the user's first query with its own text in
-    place.
-
-    In LaMP-1 the cited title stands against one of `rivals`. Unlabelled: no answer."""
-    text, label = str(item[task.text]), item[task.label]
-    earlier = item.get(Query, Query("", text, ""))
-    query, response = earlier.input, earlier.gold
-    if label and not response and (rivals or not task.options):
-        parts, response = task.cut(user.queries[0].input), label
+def _episode(task, first, item, label, earlier, rivals, seed):
+    """A history item as an Episode. An earlier query keeps its question and answer. A labelled item
+    asks the user's first question with its own text in place; in LaMP-1 its cited title stands
+    against one of `rivals` (Appendix E). Unlabelled: no answer."""
+    text = str(item[task.text])
+    question = text
+    answer = ""
+    if earlier:
+        question = earlier.input
+        answer = earlier.gold
+    elif label and (rivals or not task.options):
+        parts = _cut(task, first.input)
         parts[1] = text
+        answer = label
         if task.options:
-            rng = random.Random(f"{seed} {user.id} {text}".encode("utf-8", "replace"))
+            rng = random.Random(f"{seed} {first.user} {text}".encode("utf-8", "replace"))
             pair = [label, rng.choice(rivals)]
             rng.shuffle(pair)
-            parts[3:] = [pair[0], f'{pair[1]}"']
-            response = task.labels[pair.index(label)]
-        query = "".join(chain(*zip(parts, (*task.markers, ""))))
+            parts[3:] = pair
+            answer = task.labels[pair.index(label)]
+        question = task.form.format(*parts)
     # The answer first: a long text is cut where it is shown.
-    answer = f"{task.label}: {label}" if label else ""
-    shown = [item.get("date"), answer, *(item.get(name) for name in task.fields)]
-    # 368 words of each field, as OPPU cuts them
-    words = {name: " ".join(str(value).split(" ")[:368]) for name, value in item.items()}
-    metadata = {"date": item.get("date"), "example": task.example.format_map(words)}
-    return Episode(query, response, metadata, " | ".join(str(part) for part in shown if part))
+    shown = [item.get("date"), label and f"{task.label}: {label}"]
+    shown += [item.get(name) for name in task.fields]
+    words = " ".join(text.split(" ")[:368])  # as OPPU cuts them
+    example = task.example.format_map({task.text: words, task.label: label})
+    metadata = {"date": item.get("date"), "example": example}
+    return Episode(question, answer, metadata, " | ".join(str(part) for part in shown if part))
 
 
 # ------------------------------------------------------------------------------------- methods
@@ -457,7 +461,7 @@ class Method:
     profile: bool = False  # P^u, for {profile} there
     own: int = 0  # the user's top-K items in LaMP's own prompt
     others: int = 0  # labelled items of other users before the prompt
-    tools: tuple[str, ...] = ()
+    tools: tuple = ()
     aligned: bool = False  # the persona is rewritten by Algorithm 1 first
     bank: bool = False  # MemoryBank's portrait and recall for {profile} and {memories} there
     # A bare label is an answer before any tool was used: no rule asks these baselines for tools.
@@ -501,24 +505,27 @@ METHODS = {
     "no-memory": Method(PERSONA, tools=("Wiki",)),
     "no-action": Method(PERSONA, profile=True, aligned=True),
 }
-GROUPS = {"table2": list(METHODS)[:8], "table3": list(METHODS)[7:], "all": list(METHODS)}
+EVERY = list(METHODS)
+GROUPS = {"table2": EVERY[:8], "table3": EVERY[7:], "all": EVERY}
 
 
 def _give_examples(task, users, seed):
-    """Draw each query's examples, seeded: questions of other users with their answers, none of
+    """Give each query its examples: seeded questions of other users with their answers, none of
     which has the text of a query of its user."""
     k = max(method.others for method in METHODS.values())
     pool = []
     for user in users:
         pool += [(user, episode) for episode in user.history if episode.response]
     for user in users:
-        asked = {task.key(query.input) for query in user.queries}
+        asked = {_own_text(task, query.input) for query in user.queries}
         for query in user.queries:
             rng = random.Random(f"{seed} {query.id}".encode("utf-8", "replace"))
-            for owner, episode in rng.sample(pool, min(len(pool), 50 * k)):
-                wanted = len(query.examples) < k and owner is not user
-                if wanted and task.key(episode.query) not in asked:
-                    query.examples.append(f"{episode.query}\n{episode.response}")
+            found = (
+                f"{episode.query}\n{episode.response}"
+                for owner, episode in rng.sample(pool, min(len(pool), 50 * k))
+                if owner is not user and _own_text(task, episode.query) not in asked
+            )
+            query.examples = tuple(islice(found, k))
 
 
 def _rag_prompt(task, question, store, k):

@@ -8,7 +8,7 @@ from io import StringIO
 
 import pytest
 
-from lamp import METHODS, SAMPLE, TASKS, Cache, Cached, Problem, cli, load, locate, read_answer
+from lamp import METHODS, SAMPLE, TASKS, Cache, Cached, Problem, _locate, cli, load, read_answer
 from tests import standin
 from tests.conftest import Scripted
 from tools import Wiki
@@ -112,7 +112,7 @@ def test_the_latest_partition_with_gold_is_evaluated_of_the_time_split_if_there(
         write(time / split, [asks(split)], split=split)
         write(tmp_path / "LaMP_2/new" / split, [asks(f"user's {split}")], split=split)
     (time / "test/test_outputs.json").unlink()
-    assert [[*golds] for _, golds in locate(TASKS["lamp2m"], tmp_path)] == [["train"], ["dev"]]
+    assert [[*golds] for _, golds in _locate(TASKS["lamp2m"], tmp_path)] == [["train"], ["dev"]]
     assert ids(read(tmp_path)) == [["dev"]]
     (time / "dev/dev_outputs.json").unlink()
     assert ids(read(tmp_path)) == [["train"]]
