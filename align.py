@@ -79,13 +79,16 @@ class Sample:
 @dataclass
 class Iteration:
     """One call of OPTIMIZATION. reasons: why the update `reply` was not accepted; `after` is then
-    the persona `before`."""
+    the persona `before`. new: the share of after's words that `before` has not. quoted: samples, by
+    their place, of whose queries `after` has copied eight words in a row."""
 
     before: str
     samples: list[Sample]
     reply: str
     after: str
     reasons: list[str]
+    new: float = 0.0
+    quoted: list[int] = field(default_factory=list)
 
     @property
     def accepted(self) -> bool:
@@ -122,22 +125,34 @@ def bare(text: str) -> str:
     return re.sub(r"<[a-z/][^<>]{0,40}>|[\W_]", "", text)
 
 
+def _words(text):
+    return re.findall(r"\w+", text.lower())
+
+
+def _runs(text):
+    """The runs of eight words of a text: one that another text shares, it has copied."""
+    words = _words(text)
+    return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+
+
 # Words beside an answer that teach nothing
 FILLER = """the a an is was be should expected correct right answer response feedback label score
-rating tag category agent it of"""
+rating tag category agent it of question"""
 
 
-def is_degenerate(feedback: str, *answers: str) -> bool:
-    """Whether nothing can be learned from feedback.
+def is_degenerate(feedback: str, *given: str) -> bool:
+    """Whether nothing can be learned from feedback on what was `given`.
 
     It is empty, or an answer with fewer than three words beside it ('Expected Answer: 3.', 'dark
-    comedy'), or has run into a loop. Words are what blanks part: feedback in a script without
-    blanks counts as degenerate."""
-    words = re.findall(r"\w+", feedback.lower())
+    comedy'), or has run into a loop, or is for the most part a copy of what was given or of the
+    gradient prompt. Words are what blanks part: feedback in a script without blanks counts as
+    degenerate."""
+    words = _words(feedback)
     looping = len(words) > 100 and len(set(words)) < len(words) / 5
-    own = set(re.findall(r"[^\W\d_]+", feedback.lower()))
-    own -= set(re.findall(r"\w+", " ".join([FILLER, *answers]).lower()))
-    return looping or len(own) < 3
+    own = set(re.findall(r"[^\W\d_]+", feedback.lower())) - set(_words(" ".join([FILLER, *given])))
+    runs = _runs(feedback)
+    known = runs & _runs(" ".join([GRADIENT_PROMPT, *given]))
+    return looping or len(own) < 3 or len(known) > len(runs) / 2
 
 
 # What models put before an updated prompt: blank lines, rules, code fences, 'Certainly! ..', 'Here
@@ -147,12 +162,13 @@ OPENING = r"""(?xi)\A
         (?: (?:certainly|sure|of\ course|absolutely) [!,:] .*
         | (?= .* \b(?:prompt|persona|version)\b )
           (?:here|below|based\ on|the\ following|following|this\ is)\b [^.\n]* :
-        | (?:(?:new|updated|revised|refined|improved)\ )? (?:persona\ |system\ )* prompt :?
+        | (?:(?:current|new|updated|revised|refined|improved)\ )? (?:persona\ |system\ )* prompt :?
         ) [*_ \t]* (?:\n|\Z)
     | [ \t]* (?:(?:[-*_=]{3,}|`{3}\w*)[ \t]*)? (?:\n|\Z)
     )*
     (?: [#*_ \t]* (?![#*_ \t])
-        (?:(?:new|updated|revised)\ )? (?:persona\ |system\ )* prompt [*_ \t]* : [*_ \t]* )?"""
+        (?:(?:current|new|updated|revised)\ )? (?:persona\ |system\ )* prompt
+        [*_ \t]* : [*_ \t]* )?"""
 # A rule or a fence; then that or a blank line
 RULE = r"(\n[ \t]*(?:[-*_=]{3,}|`{3}\w*)[ \t]*(?=\n|\Z))"
 BORDER = r"(\n[ \t]*(?:(?:[-*_=]{3,}|`{3}\w*)[ \t]*)?(?=\n|\Z))"
@@ -171,6 +187,10 @@ CLOSING = r"""(?xi)\Z | [#*_ \t]* (?![#*_ \t])
       | need\ any\ (?:changes|adjustments|modifications|further|more)
       | would\ like\ (?:me|any|further|changes) )
     )"""
+# <system_prompt>..</system_prompt>, "..": round the whole of it
+ENCLOSING = r"""(?s)\A(?:<(\w+)>(.*)</\1>|"([^"]*)")\Z"""
+# The update prompt's next heading, where the model goes on with what it was given
+ECHO = r"(?im)^[#*_ \t]*provided feedback[*_ \t]*:"
 # 'I'm sorry, ..', 'As an AI language model, I cannot ..'
 REFUSAL = r"""(?xi)\W*
     (?: as\ an\ ai(?:\ language)?(?:\ model|\ assistant)?,\ i\b
@@ -179,15 +199,17 @@ REFUSAL = r"""(?xi)\W*
 
 
 def unwrap(reply: str) -> str:
-    """The prompt inside an update reply, without opening line, headings, rules and fences round it
-    and closing remarks. What stands between them is not touched."""
-    text = re.sub(OPENING, "", reply.strip())
+    """The prompt inside an update reply, without opening line, headings, rules, fences, quotes or a
+    tag round it, closing remarks, and an echo of the feedback. What stands between them is not
+    touched."""
+    text = re.split(ECHO, reply)[0]
+    text = re.sub(OPENING, "", text.strip())
     for border in (RULE, BORDER):
         parts = re.split(border, text.strip())
         while len(parts) > 1 and re.match(CLOSING, parts[-1].strip()):
             del parts[-2:]
         text = "".join(parts)
-    return re.sub(r'\A"([^"]*)"\Z', r"\1", text.strip())
+    return re.sub(ENCLOSING, r"\2\3", text.strip()).strip()
 
 
 def judge(reply: Any, before: str) -> tuple:
@@ -221,11 +243,21 @@ def simulate(agent: Any, llm: Any, place: int) -> Sample:
     twin = copy.copy(agent)
     twin.tools = [tool.over(past) for tool in agent.tools]
     answer = twin.answer(question)
-    prompt = fill(GRADIENT_PROMPT, Question=question, GroundTruth=gold, Response=answer.text)
+    prompt = fill(
+        GRADIENT_PROMPT,
+        Question=_delimited("question", question),
+        GroundTruth=_delimited("expected_answer", gold),
+        Response=_delimited("agent_response", answer.text),
+    )
     feedback = llm.chat(prompt).text
     failed = answer.status in ("refused", "overflow")  # by the model, which tells nothing of a user
-    degenerate = failed or is_degenerate(feedback, gold, answer.text)
+    degenerate = failed or is_degenerate(feedback, question, gold, answer.text)
     return Sample(question, gold, answer, feedback, degenerate)
+
+
+def _delimited(tag, value):
+    """A value of the gradient prompt, marked as one: a model obeys a question that it quotes."""
+    return f"<{tag}>\n{value}\n</{tag}>"
 
 
 def update(llm: Any, before: str, samples: list) -> Iteration:
@@ -237,7 +269,11 @@ def update(llm: Any, before: str, samples: list) -> Iteration:
     prompt = fill(UPDATE_PROMPT, CurrentPersona=before, AggregatedFeedback=feedback)
     reply = llm.chat(prompt, max_tokens=UPDATE_TOKENS)
     after, reasons = judge(reply, before)
-    return Iteration(before, samples, reply.text, after, reasons)
+    words = set(_words(after))
+    new = len(words - set(_words(before))) / max(len(words), 1)
+    copied = _runs(after) - _runs(before)
+    quoted = [i for i, sample in enumerate(samples) if copied & _runs(sample.query)]
+    return Iteration(before, samples, reply.text, after, reasons, round(new, 3), quoted)
 
 
 def align(agent: Any, llm: Any, n: int = 3, iterations: int = 1) -> Alignment:

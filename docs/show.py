@@ -91,7 +91,10 @@ def alignment(line: dict) -> list[str]:
             parts.append(f"--- persona unchanged: {why}; the update reply was\n{reply}")
         else:
             change = marked(iteration["before"], iteration["after"])
-            parts.append(f"--- persona after iteration {number}, the changes marked\n{change}")
+            what = f"{iteration['new']:.0%} new words"
+            for place in iteration["quoted"]:
+                what += f", eight or more in a row from simulated question {place + 1}"
+            parts.append(f"--- persona after iteration {number}, {what}, marked\n{change}")
     if line["usage"]["calls"]:
         parts.append(f"profile and alignment: {spent(line['usage'])}")
     return parts

@@ -127,7 +127,7 @@ def summary(prompt):
 
 def gradient(prompt):
     """Feedback: what the user answered, where the agent differed, which words to search for."""
-    form = r"Question: (.*)\n\nExpected Answer: (.*?)\n\nAgent Response: (.*?)\n\nYour feedback"
+    form = r"<question>\n(.*)\n</q.*<expected_answer>\n(.*)\n</e.*<agent_response>\n(.*)\n</a"
     question, expected, response = re.search(form, prompt, re.S).groups()
     content = set(words(ask_of(question)[1]))
     topics = ", ".join(sorted(content, key=lambda word: (len(word), word))[-5:])

@@ -67,7 +67,9 @@ def test_a_placeholder_inside_a_value_stays():
 
 def test_the_gradient_prompt_gets_question_gold_and_answer(aligned):
     (prompt,) = told(aligned()[0], GRADIENT)
-    assert "Question: question 4?\n\nExpected Answer: gold 4\n\nAgent Response: a guess\n" in prompt
+    question = "Question: <question>\nquestion 4?\n</question>\n\nExpected Answer: "
+    gold = "<expected_answer>\ngold 4\n</expected_answer>\n\nAgent Response: "
+    assert f"{question}{gold}<agent_response>\na guess\n</agent_response>\n\nYour" in prompt
 
 
 def test_the_feedback_reaches_the_update_and_the_update_the_next_answer(aligned):
@@ -151,6 +153,18 @@ def test_an_update_is_accepted_or_says_why_not(aligned, text, times, finish, wor
     (step,) = record.iterations
     assert (step.reasons, step.accepted, step.reply) == (reasons, not reasons, reply.text)
     assert agent.persona == step.after == (before if reasons else reply.text.strip())
+
+
+COPY = "You help. Say at once whether a film is old and loud, or new."
+RECORDED = {"You help. Say zebra, say war.": (0.6, []), COPY: (0.857, [1]), "You help.": (0, [])}
+
+
+@pytest.mark.parametrize("update, found", RECORDED.items())
+def test_new_words_and_copies_of_a_batch_item_are_recorded(aligned, update, found):
+    films = ["Is it old?", "Say at once whether a film is old and loud, or new and quiet!"]
+    _, record = aligned(n=2, episodes=[Episode(film, "yes") for film in films], update=update)
+    (step,) = record.iterations
+    assert (step.new, step.quoted) == found
 
 
 @pytest.mark.parametrize("opening, closing", TABLE["wrappings"])

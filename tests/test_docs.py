@@ -40,6 +40,7 @@ def write_run(root, method, answers, golds=GOLDS, stand_in=False, **settings):
         final = INITIAL.replace("a user", f"one who likes film {name}")
         simulated = SAMPLE | {"answer": {"text": "drama", "steps": steps, "status": "forced"}}
         taken = {"before": INITIAL, "samples": [simulated], "after": final, "reasons": []}
+        taken |= {"new": 0.25, "quoted": [0]}
         refused = {"samples": [], "reply": "I'm sorry", "reasons": ["refused"]}
         made = {"profile": "Likes films.", "initial": INITIAL, "final": final, "usage": USAGE}
         lines.append(names | made | {"iterations": [taken, refused]})
