@@ -669,7 +669,7 @@ class Cached:
 
     def _embed(self, texts):
         """Embeddings of the model as they are stored."""
-        rows = np.asarray(self.llm.embed(texts), np.float64)
+        rows = np.asarray(self.llm.embed(texts), float)
         held = self.cache.dimension(self.embeddings)
         if held not in (0, rows.shape[1]):
             raise Problem(
@@ -1033,7 +1033,7 @@ def model_options(parser: ArgumentParser) -> None:
     """Which models answer, and where."""
     add = parser.add_argument_group("model").add_argument
     add("--provider", choices=["openai", "bedrock"], help="openai: any server with its API")
-    add("--model", default=STAND_IN, help="chat model (a stand-in answers, no language model)")
+    add("--model", default=STAND_IN, help="chat model; without it a stand-in answers, not a model")
     add("--embed-model", help="OpenAI: text-embedding-3-small, Bedrock: Titan V2, else name it")
     add("--base-url", help="of an OpenAI-compatible server, up to /v1")
     add("--embed-base-url", help="where the embedding model is served, if elsewhere")
