@@ -66,7 +66,7 @@ class Problem(ServiceError):
 # ------------------------------------------------------------------------------------- tasks
 
 
-@dataclass(frozen=True)
+@dataclass
 class Task:
     """A LaMP task as data. An item of LaMP-2N: {"id": "0001", "title": "Bake Sale", "text": "A
     town ..", "category": "food & drink", "date": "2014-03-05"}; a question: 'Which category does
@@ -453,7 +453,7 @@ def _episode(task, first, item, label, earlier, rivals, seed):
 # ------------------------------------------------------------------------------------- methods
 
 
-@dataclass(frozen=True)
+@dataclass
 class Method:
     """What a method gives the model: with tools or a persona that is aligned in a ReAct loop, else
     in one call."""
@@ -513,7 +513,7 @@ GROUPS = {"table2": EVERY[:8], "table3": EVERY[7:], "all": EVERY}
 def _give_examples(task, users, seed):
     """Give each query its examples: seeded questions of other users with their answers, none of
     which has the text of a query of its user."""
-    k = max(method.others for method in METHODS.values())
+    k = METHODS["icl"].others
     pool = []
     for user in users:
         pool += [(user, episode) for episode in user.history if episode.response]
@@ -602,12 +602,11 @@ class Cache:
         """The stored answer, text or bytes; None where there is none."""
         return self._one("SELECT answer FROM replies WHERE request = ?", _key(source, request))
 
-    def put(self, source: str, requests: list, answers: list) -> list:
-        """Store answers; returns what is stored now, by whomever it was."""
+    def put(self, source: str, requests: list, answers: list) -> None:
+        """Store the answers that are not stored already."""
         rows = [(_key(source, r), source, answer) for r, answer in zip(requests, answers)]
         with self._using(), self._db:
             self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
-        return [self.get(source, request) for request in requests]
 
     def answers(self, source: str, requests: list, ask: Callable) -> list:
         """The answers to the requests. Those that are not stored come from ask(requests), in
@@ -812,12 +811,11 @@ def _answer(agent, settings, method, query):
         "question": asked,
         "gold": query.gold,
         "prediction": read_answer(task, query.input, answer.text),
-        "seconds": round(answer.usage.seconds, 3),
         **asdict(answer),
     }
 
 
-def connect(settings: Namespace) -> tuple[Cached, Wiki]:
+def connect(settings: Namespace) -> tuple:
     """The model and Wikipedia, each with the cache, for the options of `model_options`, resolved,
     and `seed`, `workers`, `cache` and `offline`. Raises ServiceError."""
     client: type[Client] = OpenAICompatible

@@ -42,7 +42,7 @@ BASELINES = ("rag-4", "no-alignment")  # what every method is compared with
 
 # What is read of each file
 SETTINGS = "data model embed_model batch iterations top_k users queries_per_user limit"
-ANSWER = "id user_id question gold prediction text steps status usage seconds"
+ANSWER = "id user_id question gold prediction text steps status usage"
 PERSONA = "user_id profile initial final iterations usage"
 CHOICE = ("users", "queries_per_user", "limit")  # the settings that choose the queries
 
