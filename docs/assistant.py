@@ -1,9 +1,8 @@
 """The agent for one person, beyond the benchmark: python docs/assistant.py FOLDER
 
-Ask, then type what the right answer would have been, or press enter for 'right': an episode either
-way, on disk before it is embedded. The first persona says that nothing is known; after every n
-corrections it is aligned with these, the first time once it has the profile of all episodes.
-"""
+Ask, then type what the right answer would have been, or press enter for 'right': an episode, on
+disk before it is embedded. After every n corrections the persona, which at first says that nothing
+is known, is aligned with these, the first time once it has the profile of all episodes."""
 
 import argparse
 import copy
@@ -23,7 +22,7 @@ from show import marked, reading, script, told
 import lamp
 from align import align
 from memory import Episode, EpisodicMemory, summarize
-from persona_agent import PersonaAgent, ServiceError, check_address, initial_persona
+from persona_agent import PERSONA, PersonaAgent, ServiceError, check_address
 from tools import RAG
 
 FILES = EPISODES, PERSONAS, CACHE = "memory.jsonl", "personas.jsonl", "cache.sqlite"
@@ -46,7 +45,7 @@ class Assistant:
 
     def _load(self):
         self.episodes = [Episode(**line) for line in self._lines(EPISODES)]
-        self.personas = [initial_persona(lamp.UNKNOWN)]
+        self.personas = [PERSONA.replace("{profile}", lamp.UNKNOWN)]
         self.aligned = 0  # episodes when the persona last changed
         for line in self._lines(PERSONAS):  # alignments, and each /undo
             self.personas = [*takewhile(line["final"].__ne__, self.personas), line["final"]]
@@ -90,7 +89,7 @@ class Assistant:
         agent = self._agent()
         if len(self.personas) == 1:
             profile = summarize(self.llm, agent.memory, SUMMARY)
-            agent.persona = initial_persona(profile or lamp.UNKNOWN)
+            agent.persona = PERSONA.replace("{profile}", profile or lamp.UNKNOWN)
         record = align(agent, self.llm, self.settings.align_every)
         print("Update:", ", ".join(record.iterations[-1].reasons) or "accepted")
         return {"episodes": len(self.episodes), **asdict(record)}
@@ -133,8 +132,8 @@ def main(argv: list) -> None:
     parser.add_argument("--align-every", type=lamp.positive, default=3, help="corrections (3)")
     parser.add_argument("--show", action="store_true", help="thoughts and tools, too")
     lamp.model_options(parser)
-    settings = parser.parse_args(argv, argparse.Namespace(seed=0, workers=8, offline=False))
-    settings.cache = str(settings.folder / CACHE)
+    parser.set_defaults(seed=0, workers=8, offline=False, cache=None)
+    settings = parser.parse_args(argv)
     try:
         lamp.resolve(settings)
         check_address(settings.wiki_base_url or lamp.WIKIPEDIA, "--wiki-base-url")
@@ -142,6 +141,7 @@ def main(argv: list) -> None:
             raise ServiceError("--embed-model is missing: memories are found with it")
     except ServiceError as e:
         parser.error(str(e))
+    settings.cache = str(settings.folder / CACHE)
     with suppress(EOFError, KeyboardInterrupt), reading(settings.folder):
         Assistant(settings).talk()
 
