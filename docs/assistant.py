@@ -27,7 +27,7 @@ from tools import RAG
 
 FILES = EPISODES, PERSONAS, CACHE = "memory.jsonl", "personas.jsonl", "cache.sqlite"
 HELP = "/persona, /memory, /undo (to the persona before), /forget (delete the folder), /quit"
-SUMMARY = "Describe the person who asked this: tastes, habits, and which answers suit."  # ours
+SUMMARY = "Say what this shows of the person's tastes and habits; invent nothing."  # ours: S_t
 
 
 class Assistant:
