@@ -5,7 +5,6 @@ Gold labels are read here and go to the scoring in metrics.py alone: no request 
 the gold of an evaluated query.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor, as_
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
+from hashlib import sha256
 from itertools import chain, islice
 from operator import eq
 from pathlib import Path
@@ -118,9 +118,9 @@ TASKS = {
         "citation",
         metrics.CITATIONS,
         '{}paper with the title "{}", which reference{}[1]: "{}" [2]: "{}"',
-        fields=("title", "abstract"),
-        text="title",
-        label="citation",
+        ("title", "abstract"),
+        "title",
+        "citation",
         example='"{title}"',
         summary="""\
 These are papers that one researcher has written, with a paper each of them cites \
@@ -135,9 +135,9 @@ methods, and what kind of work they tend to cite.""",
         "movie_tagging",
         metrics.MOVIE_TAGS,
         "{}] description: {}",
-        fields=("description",),
-        text="description",
-        label="tag",
+        ("description",),
+        "description",
+        "tag",
         example='the tag for the movie: "{description}" is "{tag}" ',
         summary="""\
 These are movies that one user has tagged. Write a profile of the user: the tag \
@@ -151,9 +151,9 @@ both fit.""",
         "news_categorize",
         metrics.NEWS_CATEGORIES,
         "{}] article: {}",
-        fields=("title", "text"),
-        text="text",
-        label="category",
+        ("title", "text"),
+        "text",
+        "category",
         example='the category for the article: "{text}" is "{category}" ',
         summary="""\
 These are articles that one journalist has written, with their categories. Write \
@@ -167,9 +167,9 @@ how they choose between categories that would both fit.""",
         "product_rating",
         metrics.RATINGS,
         "{}without further explanation. review: {}",
-        fields=("text",),
-        text="text",
-        label="score",
+        ("text",),
+        "text",
+        "score",
         example='{score} is the score for "{text}" ',
         summary="""\
 These are product reviews that one user has written, with the scores they gave. \
@@ -602,21 +602,18 @@ class Cache:
         """The stored answer, text or bytes; None where there is none."""
         return self._one("SELECT answer FROM replies WHERE request = ?", _key(source, request))
 
-    def put(self, source: str, requests: list, answers: list) -> None:
-        """Store the answers that are not stored already."""
-        rows = [(_key(source, r), source, answer) for r, answer in zip(requests, answers)]
-        with self._using(), self._db:
-            self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
-
     def answers(self, source: str, requests: list, ask: Callable) -> list:
         """The answers to the requests. Those that are not stored come from ask(requests), in
         batches of up to 64, each of which is kept as soon as it is there; offline they raise."""
         for start in range(0, len(requests), 64):
             batch = [r for r in requests[start : start + 64] if self.get(source, r) is None]
-            if batch and self.offline:
+            if not batch:
+                continue
+            if self.offline:
                 raise NotKept(f"{self.path} lacks an answer of {source}", kind="offline")
-            if batch:
-                self.put(source, batch, ask(batch))
+            rows = [(_key(source, r), source, answer) for r, answer in zip(batch, ask(batch))]
+            with self._using(), self._db:
+                self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
         return [self.get(source, request) for request in requests]
 
     def count(self, source: str) -> int:
@@ -630,7 +627,7 @@ class Cache:
 
 
 def _key(source, request):
-    return hashlib.sha256(json.dumps([source, request]).encode()).digest()
+    return sha256(json.dumps([source, request]).encode()).digest()
 
 
 class NotKept(ServiceError, WikiUnreachable):
@@ -663,7 +660,7 @@ class Cached:
         (found,) = self.cache.answers(self.chats, [request], _ask)
         reply = json.loads(found)
         usage = Usage(**reply.pop("usage"))
-        usage.kept = int(kept)
+        usage.kept = kept
         return Reply(**reply, usage=usage)
 
     def embed(self, texts: list) -> np.ndarray:
@@ -853,7 +850,6 @@ def run(settings: Namespace, users: list, folders: dict, origin: dict, pool: Exe
     done: dict = {}
     futures = {}
     used = Usage()
-    start = time.monotonic()
     try:
         for user in users:
             futures[pool.submit(evaluate, settings, user)] = user.id
@@ -862,7 +858,7 @@ def run(settings: Namespace, users: list, folders: dict, origin: dict, pool: Exe
             used += total(chain(*found.values()))
             print(
                 f"{len(done)}/{len(users)} users, {used.calls} calls ({used.kept} from the cache), "
-                f"{(used.input + used.output) // 1000}k tokens, {time.monotonic() - start:.0f} s",
+                f"{(used.input + used.output) // 1000}k tokens",
                 file=sys.stderr,
             )
             if len(done) * 10 % len(users) < 10:  # another tenth has just been passed
@@ -872,7 +868,6 @@ def run(settings: Namespace, users: list, folders: dict, origin: dict, pool: Exe
     finally:
         for job in futures:
             job.cancel()
-        origin["seconds"] = round(time.monotonic() - start, 1)
         results = _save(users, done, folders, origin)
     return results
 
@@ -999,8 +994,18 @@ examples:
   python lamp.py --task lamp3 --data LaMP --method table2 --base-url URL --model M --embed-model E
 """
 # options in which the runs of a folder may differ
-FREE = ["task", "method", "provider", "base_url", "embed_base_url", "wiki_base_url"]
-FREE += ["workers", "output", "cache", "offline"]
+FREE = [
+    "task",
+    "method",
+    "provider",
+    "base_url",
+    "embed_base_url",
+    "wiki_base_url",
+    "workers",
+    "output",
+    "cache",
+    "offline",
+]
 
 
 def positive(text: str) -> int:
@@ -1011,9 +1016,9 @@ def positive(text: str) -> int:
     return number
 
 
-def run_options(parser: ArgumentParser) -> None:
+def run_options(parser: ArgumentParser):
     """What is evaluated, and how."""
-    add = parser.add_argument_group("what").add_argument
+    add = parser.add_argument
     add("--task", required=True, choices=TASKS)
     add("--method", default="personaagent", help="a comma list of methods, or table2, table3, all")
     add("--data", help="LaMP folder or file, official or OPPU layout (the bundled sample)")
@@ -1022,19 +1027,17 @@ def run_options(parser: ArgumentParser) -> None:
     add("--max-history", type=positive, default=0, help="keep only the newest items (cold start)")
     add("--limit", type=positive, help="queries in all")
     add("--seed", type=int, default=0, help="of what is drawn; another one asks the model anew")
-    add = parser.add_argument_group("method").add_argument
     add("--top-k", type=positive, default=4, help="K memories per retrieval of the agent")
     add("--batch", type=positive, default=3, help="n interactions of the alignment batch")
     add("--iterations", type=positive, default=1, help="of the alignment")
     add("--max-steps", type=positive, default=8, help="replies before an answer is forced")
-    add = parser.add_argument_group("run").add_argument
     add("--workers", type=positive, default=8, help="requests in flight")
     add("--output", default="runs", help="root of <task>/<method>[-changed settings]")
     add("--cache", help="file of all answers (<output>/cache.sqlite)")
     add("--offline", action="store_true", help="answer from the cache alone: no key, no server")
 
 
-def model_options(parser: ArgumentParser) -> None:
+def model_options(parser: ArgumentParser):
     """Which models answer, and where."""
     add = parser.add_argument_group("model").add_argument
     add("--provider", choices=["openai", "bedrock"], help="openai: any server with its API")
@@ -1077,14 +1080,14 @@ def arguments(argv: list) -> Namespace:
     return settings
 
 
-def resolve(settings: Namespace) -> None:
+def resolve(settings: Namespace):
     """Fill in the provider and the embedding model where they were left open. Raises
     ServiceError."""
     if settings.model == STAND_IN:  # whatever keys the environment holds
         server = settings.provider or settings.base_url or settings.embed_base_url
         if server or settings.embed_model or settings.cache or settings.offline:
             raise Problem(IDLE)
-        if not (HERE / "tests" / "standin.py").exists():
+        if not (HERE / "tests/standin.py").exists():
             raise Problem("the stand-in comes with a source checkout: name a --model")
         settings.embed_model = STAND_IN
         settings.provider = "openai"
@@ -1110,7 +1113,7 @@ def resolve(settings: Namespace) -> None:
 
 
 def _digest(data):
-    return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
+    return sha256(repr(data).encode()).hexdigest()[:16]
 
 
 def _origin(settings, argv):
@@ -1132,7 +1135,7 @@ def _origin(settings, argv):
 
 def _prompts(task):
     """All that is said to a model in a run of this task."""
-    prompts = [NEUTRAL, UNKNOWN, BANK, TASKS[task]]
+    prompts = [BANK, UNKNOWN, TASKS[task]]
     for module in (memory, tools, persona_agent, align):
         prompts += [v for k, v in vars(module).items() if k.isupper() and isinstance(v, str)]
     return prompts

@@ -678,7 +678,7 @@ class Answer:
     failures, empty text)."""
 
     text: str
-    steps: list[Step]
+    steps: list  # of Step
     status: str
     usage: Usage
 
