@@ -5,7 +5,6 @@ Gold labels are read here and go to the scoring in metrics.py alone: no request 
 the gold of an evaluated query.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -17,14 +16,16 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache, partial
+from hashlib import sha256
 from itertools import chain, islice
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Problem(ServiceError):
 # ------------------------------------------------------------------------------------- tasks
 
 
-@dataclass(frozen=True)
+@dataclass
 class Task:
     """A LaMP task as data. An item of LaMP-2N: {"id": "0001", "title": "Bake Sale", "text": "A
     town ..", "category": "food & drink", "date": "2014-03-05"}; a question: 'Which category does
@@ -117,9 +118,9 @@ TASKS = {
         "citation",
         metrics.CITATIONS,
         '{}paper with the title "{}", which reference{}[1]: "{}" [2]: "{}"',
-        fields=("title", "abstract"),
-        text="title",
-        label="citation",
+        ("title", "abstract"),
+        "title",
+        "citation",
         example='"{title}"',
         summary="""\
 These are papers that one researcher has written, with a paper each of them cites \
@@ -134,9 +135,9 @@ methods, and what kind of work they tend to cite.""",
         "movie_tagging",
         metrics.MOVIE_TAGS,
         "{}] description: {}",
-        fields=("description",),
-        text="description",
-        label="tag",
+        ("description",),
+        "description",
+        "tag",
         example='the tag for the movie: "{description}" is "{tag}" ',
         summary="""\
 These are movies that one user has tagged. Write a profile of the user: the tag \
@@ -150,9 +151,9 @@ both fit.""",
         "news_categorize",
         metrics.NEWS_CATEGORIES,
         "{}] article: {}",
-        fields=("title", "text"),
-        text="text",
-        label="category",
+        ("title", "text"),
+        "text",
+        "category",
         example='the category for the article: "{text}" is "{category}" ',
         summary="""\
 These are articles that one journalist has written, with their categories. Write \
@@ -166,9 +167,9 @@ how they choose between categories that would both fit.""",
         "product_rating",
         metrics.RATINGS,
         "{}without further explanation. review: {}",
-        fields=("text",),
-        text="text",
-        label="score",
+        ("text",),
+        "text",
+        "score",
         example='{score} is the score for "{text}" ',
         summary="""\
 These are product reviews that one user has written, with the scores they gave. \
@@ -452,7 +453,7 @@ def _episode(task, first, item, label, earlier, rivals, seed):
 # ------------------------------------------------------------------------------------- methods
 
 
-@dataclass(frozen=True)
+@dataclass
 class Method:
     """What a method gives the model: with tools or a persona that is aligned in a ReAct loop, else
     in one call."""
@@ -512,7 +513,7 @@ GROUPS = {"table2": EVERY[:8], "table3": EVERY[7:], "all": EVERY}
 def _give_examples(task, users, seed):
     """Give each query its examples: seeded questions of other users with their answers, none of
     which has the text of a query of its user."""
-    k = max(method.others for method in METHODS.values())
+    k = METHODS["icl"].others
     pool = []
     for user in users:
         pool += [(user, episode) for episode in user.history if episode.response]
@@ -601,11 +602,18 @@ class Cache:
         """The stored answer, text or bytes; None where there is none."""
         return self._one("SELECT answer FROM replies WHERE request = ?", _key(source, request))
 
-    def put(self, source: str, requests: list, answers: list) -> list:
-        """Store answers; returns what is stored now, by whomever it was."""
-        rows = [(_key(source, r), source, answer) for r, answer in zip(requests, answers)]
-        with self._using(), self._db:
-            self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
+    def answers(self, source: str, requests: list, ask: Callable) -> list:
+        """The answers to the requests. Those that are not stored come from ask(requests), in
+        batches of up to 64, each of which is kept as soon as it is there; offline they raise."""
+        for start in range(0, len(requests), 64):
+            batch = [r for r in requests[start : start + 64] if self.get(source, r) is None]
+            if not batch:
+                continue
+            if self.offline:
+                raise NotKept(f"{self.path} lacks an answer of {source}", kind="offline")
+            rows = [(_key(source, r), source, answer) for r, answer in zip(batch, ask(batch))]
+            with self._using(), self._db:
+                self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
         return [self.get(source, request) for request in requests]
 
     def count(self, source: str) -> int:
@@ -619,58 +627,63 @@ class Cache:
 
 
 def _key(source, request):
-    return hashlib.sha256(json.dumps([source, request]).encode()).digest()
+    return sha256(json.dumps([source, request]).encode()).digest()
 
 
+class NotKept(ServiceError, WikiUnreachable):
+    """Offline, an answer that the cache lacks: an outage of its model or of Wikipedia."""
+
+
+@dataclass
 class Cached:
     """A model whose every answer is kept in a Cache: nothing is asked twice. A chat's request is
     provider, model, messages, temperature, stop, token limit and seed."""
 
-    def __init__(self, llm, cache, provider="openai", seed=0):
-        self.llm = llm
-        self.cache = cache
-        self.seed = seed
-        self.chats = f"{provider}/{llm.model}"
-        self.embeddings = f"embeddings {llm.embed_model}"
+    llm: Any
+    cache: Cache
+    provider: str = "openai"
+    seed: int = 0
+
+    def __post_init__(self):
+        self.chats = f"{self.provider}/{self.llm.model}"
+        self.embeddings = f"embeddings {self.llm.embed_model}"
 
     def chat(self, messages: list, stop: list | None = None, max_tokens: int = 0) -> Reply:
         """As the model's; `usage.kept` tells an answer that was in the cache."""
         limit = max_tokens or self.llm.max_tokens
         request = [messages, self.llm.temperature, stop, limit, self.seed]
-        found = self.cache.get(self.chats, request)
-        kept = found is not None
-        if not kept:
-            self._check_online(self.chats)
-            answer = asdict(self.llm.chat(messages, stop, limit))
-            (found,) = self.cache.put(self.chats, [request], [json.dumps(answer)])
+        kept = self.cache.get(self.chats, request) is not None
+
+        def _ask(_):
+            return [json.dumps(asdict(self.llm.chat(messages, stop, limit)))]
+
+        (found,) = self.cache.answers(self.chats, [request], _ask)
         reply = json.loads(found)
-        reply["usage"]["kept"] = int(kept)
-        return Reply(reply["raw"], reply["finish"], Usage(**reply["usage"]))
+        usage = Usage(**reply.pop("usage"))
+        usage.kept = kept
+        return Reply(**reply, usage=usage)
 
     def embed(self, texts: list) -> np.ndarray:
         """As the model's, as unit rows, kept in half precision (cosines move by less than 1e-4).
 
         Raises Problem where the cache holds another dimension than the model gives."""
-        for start in range(0, len(texts), 64):  # each batch is kept as soon as it is there
-            batch = [t for t in texts[start : start + 64] if not self.cache.get(self.embeddings, t)]
-            if batch:
-                self._check_online(self.embeddings)
-                rows = np.asarray(self.llm.embed(batch), np.float64)
-                held, given = self.cache.dimension(self.embeddings), rows.shape[1]
-                if held not in (0, given):
-                    sizes = f"{held} dimensions, the server gives {given}"
-                    raise Problem(f"{self.cache.path} holds {self.embeddings} of {sizes}")
-                norms = np.linalg.norm(rows, axis=1, keepdims=True)
-                if not norms.all():
-                    LOG.warning("%s: all zero for some texts", self.embeddings)
-                unit = (rows / np.maximum(norms, 1e-300)).astype(np.float16)
-                self.cache.put(self.embeddings, batch, [row.tobytes() for row in unit])
-        stored = [self.cache.get(self.embeddings, text) for text in texts]
-        return np.array([np.frombuffer(row, np.float16) for row in stored], np.float32)
+        rows = self.cache.answers(self.embeddings, texts, self._embed)
+        return np.array([np.frombuffer(row, np.float16) for row in rows], np.float32)
 
-    def _check_online(self, source):
-        if self.cache.offline:
-            raise ServiceError(f"{self.cache.path} lacks an answer of {source}", kind="offline")
+    def _embed(self, texts):
+        """Embeddings of the model as they are stored."""
+        rows = np.asarray(self.llm.embed(texts), float)
+        held = self.cache.dimension(self.embeddings)
+        if held not in (0, rows.shape[1]):
+            raise Problem(
+                f"{self.cache.path} holds {self.embeddings} of {held} dimensions, "
+                f"the server gives {rows.shape[1]}"
+            )
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not norms.all():
+            LOG.warning("%s: all zero for some texts", self.embeddings)
+        unit = (rows / (norms + 1e-300)).astype(np.float16)
+        return [row.tobytes() for row in unit]
 
 
 class CachedWiki(Wiki):
@@ -679,12 +692,8 @@ class CachedWiki(Wiki):
     cache: Cache
 
     def look_up(self, topic: str) -> str:
-        source = f"pages {self.base_url}"
-        found = self.cache.get(source, topic)
-        if found is None:
-            if self.cache.offline:
-                raise WikiUnreachable("--offline: the cache has no such page")
-            (found,) = self.cache.put(source, [topic], [super().look_up(topic)])
+        ask = partial(map, super().look_up)
+        (found,) = self.cache.answers(f"pages {self.base_url}", [topic], ask)
         return found
 
 
@@ -709,8 +718,8 @@ class Meter:
 # ------------------------------------------------------------------------------------- one user
 
 
-def evaluate(settings: Namespace, user: User, methods: list) -> dict:
-    """{method: {"line": of personas.jsonl, "rows": of predictions.jsonl}} of one user.
+def evaluate(settings: Namespace, user: User) -> dict:
+    """{method: [line of personas.jsonl, *rows of predictions.jsonl]} of one user.
 
     From plain data to plain data: any executor can run it, in any process. A failure, of the wire
     or of ours, is a row with the error and stops nothing else. Raises Problem, and ServiceError
@@ -719,7 +728,7 @@ def evaluate(settings: Namespace, user: User, methods: list) -> dict:
     store = EpisodicMemory(llm.embed)  # filled by the first method to need it
     both = (wiki, RAG(store, settings.top_k))
     found = {}
-    for name in methods:
+    for name in settings.method:
         method = METHODS[name]
         allowed = [tool for tool in both if tool.name in method.tools]
         agent = PersonaAgent(llm, store, "", allowed, settings.max_steps, method.eager)
@@ -734,27 +743,25 @@ def _connected(settings_json, pid):
 
 
 def _try_method(settings, method, user, agent):
-    """The agent made ready for the user, then asked every query."""
-    llm = agent.llm
-    line = _attempt({"user_id": user.id}, agent, lambda: _prepare(settings, method, user, agent))
+    """What came of making the agent ready for the user, then of each query."""
+    line = _attempt({"user_id": user.id}, agent, _prepare, settings, method, user)
 
     def _ask(query):
         row = {"user_id": user.id, "id": query.id}
         if "error" in line:
             return {**line, **row, "usage": asdict(Usage())}
-        twin = replace(agent, llm=llm)
-        return _attempt(row, twin, lambda: _answer(settings, method, twin, query))
+        return _attempt(row, replace(agent), _answer, settings, method, query)
 
     with ThreadPoolExecutor(settings.workers) as pool:
-        return {"line": line, "rows": list(pool.map(_ask, user.queries))}
+        return [line, *pool.map(_ask, user.queries)]
 
 
-def _attempt(row, agent, work):
-    """`row` with what work() gives, or with its error; and the cost of the agent's calls. An error
-    is raised where no other request can succeed either."""
+def _attempt(row, agent, work, *given):
+    """`row` with what work(agent, *given) gives, or with its error; and the cost of the agent's
+    calls. An error is raised where no other request can succeed either."""
     agent.llm = Meter(agent.llm)
     try:
-        row |= work()
+        row |= work(agent, *given)
     except Exception as e:
         if getattr(e, "fatal", False):
             raise
@@ -762,7 +769,7 @@ def _attempt(row, agent, work):
     return {**row, "usage": asdict(agent.llm.usage)}
 
 
-def _prepare(settings, method, user, agent):
+def _prepare(agent, settings, method, user):
     """Profile, persona and, where the method has it, alignment."""
     profile = ""
     if method.embeds and not len(agent.memory):
@@ -779,93 +786,57 @@ def _prepare(settings, method, user, agent):
     return {"history": len(user.history), "profile": profile, **asdict(record)}
 
 
-def _answer(settings, method, agent, query):
+def _answer(agent, settings, method, query):
     """The answer to one query."""
-    task, prompt = TASKS[settings.task], query.input
+    task = TASKS[settings.task]
+    prompt = query.input
     if method.own:
         prompt = _rag_prompt(task, prompt, agent.memory, method.own)
     if method.bank:
         memories = agent.memory.recall(task.content(query.input), settings.top_k)
         agent.persona = agent.persona.replace("{memories}", memories)
-    asked = prompt
+    parts = [agent.persona, *query.examples[: method.others], prompt]
+    asked = "\n\n".join(filter(None, parts))
     if method.tools or method.aligned:
         answer = agent.answer(prompt)
+        if not method.bank:  # what that recalled stands nowhere else
+            asked = prompt
     else:
-        before = [agent.persona, *query.examples[: method.others]]
-        asked = "\n\n".join(filter(None, [*before, prompt]))
         reply = agent.llm.chat([{"role": "user", "content": asked}])
         answer = Answer(reply.text, [], FAILURES.get(reply.finish, "answered"), reply.usage)
     return {
-        # what was recalled stands nowhere else
-        "question": f"{agent.persona}\n\n{prompt}" if method.bank else asked,
+        "question": asked,
         "gold": query.gold,
         "prediction": read_answer(task, query.input, answer.text),
-        "seconds": round(answer.usage.seconds, 3),
         **asdict(answer),
     }
 
 
-def connect(settings: Namespace) -> tuple[Cached, Wiki]:
-    """The model and Wikipedia, each with the cache, for the options of `model_options` and `seed`,
-    `workers`, `cache` and `offline`. Raises Problem."""
-    resolve(settings)
-    names = ("model", "embed_model", "temperature", "max_tokens", "workers")
-    options = {name: getattr(settings, name) for name in names}
-    mode = "rwc"
+def connect(settings: Namespace) -> tuple:
+    """The model and Wikipedia, each with the cache, for the options of `model_options`, resolved,
+    and `seed`, `workers`, `cache` and `offline`. Raises ServiceError."""
+    client: type[Client] = OpenAICompatible
+    if settings.provider == "bedrock" and not settings.offline:  # offline no client is ever asked
+        client = Bedrock
+    given = vars(settings)
+    options = {part.name: given[part.name] for part in fields(client) if part.name in given}
     address = WIKIPEDIA
-    llm: Client
+    mode = "rwc"
+    if settings.offline:
+        mode = "rw"
     if settings.model == STAND_IN:
         from tests import standin
 
         address = f"http://127.0.0.1:{standin.start().server_port}"
-        llm = OpenAICompatible(base_url=f"{address}/v1", api_key="none", **options)
+        options |= {"base_url": f"{address}/v1", "api_key": "none"}
         mode = "memory"  # an old stand-in never answers for a new one
-    elif settings.offline:
-        llm = Client(**options)
-        mode = "rw"
-    elif settings.provider == "bedrock":
-        llm = Bedrock(**options)
-    else:
-        options["embed_base_url"] = settings.embed_base_url
-        llm = OpenAICompatible(base_url=settings.base_url, **options)
+    llm = client(**options)
     llm.hasty = True
     with suppress(OSError):  # then the cache says what is wrong
         os.makedirs(os.path.dirname(settings.cache), exist_ok=True)
     wiki = CachedWiki(settings.wiki_base_url or address)
     wiki.cache = Cache(settings.cache, mode)
     return Cached(llm, wiki.cache, settings.provider, settings.seed), wiki
-
-
-def resolve(settings: Namespace) -> None:
-    """Fill in provider and models that were left open. Without a model option: the stand-in,
-    whatever keys the environment holds. Raises Problem."""
-    if not (settings.model or settings.base_url or settings.provider):
-        settings.model = STAND_IN
-    if settings.model == STAND_IN:
-        settings.embed_model = STAND_IN
-        settings.provider = "openai"
-        if not (HERE / "tests" / "standin.py").exists():
-            raise Problem("the stand-in comes with a source checkout: name a --model")
-        return
-    address = settings.base_url or os.environ.get("OPENAI_BASE_URL")
-    if address:
-        check_address(address, "--base-url (or OPENAI_BASE_URL)")
-    openai = address or os.environ.get("OPENAI_API_KEY")
-    if not settings.provider:
-        aws = {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & set(os.environ)
-        settings.provider = "bedrock" if aws and not openai else "openai"
-    if not settings.model:
-        raise Problem("--model is missing: the name of the model, as its server has it")
-    usual = None
-    if settings.provider == "bedrock":
-        name = "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"
-        check_address(os.environ.get(name) or WIKIPEDIA, name)
-        usual = "amazon.titan-embed-text-v2:0"
-    elif not openai and not settings.offline:
-        raise Problem(NO_SERVER)
-    elif "api.openai.com" in (settings.embed_base_url or address or "api.openai.com"):
-        usual = "text-embedding-3-small"
-    settings.embed_model = settings.embed_model or usual
 
 
 # ------------------------------------------------------------------------------------- a run
@@ -879,28 +850,25 @@ def run(settings: Namespace, users: list, folders: dict, origin: dict, pool: Exe
     done: dict = {}
     futures = {}
     used = Usage()
-    start = time.monotonic()
     try:
         for user in users:
-            futures[pool.submit(evaluate, settings, user, settings.method)] = user.id
+            futures[pool.submit(evaluate, settings, user)] = user.id
         for job in as_completed(futures):
             found = done[futures[job]] = job.result()
-            for outcome in found.values():
-                used += total([outcome["line"], *outcome["rows"]])
+            used += total(chain(*found.values()))
             print(
                 f"{len(done)}/{len(users)} users, {used.calls} calls ({used.kept} from the cache), "
-                f"{(used.input + used.output) // 1000}k tokens, {time.monotonic() - start:.0f} s",
+                f"{(used.input + used.output) // 1000}k tokens",
                 file=sys.stderr,
             )
             if len(done) * 10 % len(users) < 10:  # another tenth has just been passed
-                save(TASKS[settings.task], users, done, folders, origin)
+                _save(users, done, folders, origin)
     except BrokenExecutor as e:
         raise Problem(f"a worker process died ({e}): the same command goes on from there") from None
     finally:
         for job in futures:
             job.cancel()
-        origin["seconds"] = round(time.monotonic() - start, 1)
-        results = save(TASKS[settings.task], users, done, folders, origin)
+        results = _save(users, done, folders, origin)
     return results
 
 
@@ -912,22 +880,25 @@ def total(parts: Iterable) -> Usage:
     return usage
 
 
-def save(task: Task, users: list, done: dict, folders: dict, origin: dict) -> dict:
+def _save(users, done, folders, origin):
     """Write the files of every method, rows in the order of the users: {method: results.json}."""
+    task = TASKS[origin["task"]]
     results = {}
     for name, folder in folders.items():
         outcomes = [done[user.id][name] for user in users if user.id in done]
-        lines = [outcome["line"] for outcome in outcomes]
-        rows = list(chain(*(outcome["rows"] for outcome in outcomes)))
+        lines = [line for line, *_ in outcomes]
+        rows = list(chain(*(own for _, *own in outcomes)))
         found = [row for row in rows if "error" not in row]
+        errors = [row["error"] for row in rows if "error" in row]
+        finished = len(outcomes) == len(users)
         results[name] = {
             "method": name,
-            "complete": len(found) == sum(len(user.queries) for user in users),
+            "complete": finished and not errors,
             **origin,
             "users": {"n": len(users), "leaks_removed": sum(user.leaks for user in users)},
-            "errors": [row["error"] for row in rows if "error" in row],
+            "errors": errors,
             "usage": {"personas": asdict(total(lines)), "answers": asdict(total(rows))},
-            **_scores(task, found, len(outcomes) == len(users)),
+            **_scores(task, found, finished),
             "aligned": sum(bool(line.get("iterations")) for line in lines),
             "updated": sum(line.get("final") != line.get("initial") for line in lines),
             # simulations of the alignment met it, too
@@ -948,7 +919,7 @@ def _scores(task, rows, finished):
     pred = [row["prediction"] for row in rows]
     text = [row["text"] for row in rows]
     owners = [row["user_id"] for row in rows]
-    right = sum(row["prediction"] == row["gold"] for row in rows)
+    right = sum(map(eq, gold, pred))
     return {
         "metrics": {"n": len(rows), "right": right, **metrics.score(gold, pred, task.labels)},
         "intervals": metrics.interval(owners, gold, pred, task.labels) if finished else {},
@@ -973,6 +944,11 @@ def _write(path, data):
         raise Problem(f"{path} cannot be written ({e.strerror}); the answers are kept") from None
 
 
+def _cost(found):
+    """What a results.json says was used."""
+    return total({"usage": part} for part in found["usage"].values())
+
+
 def table(results: dict) -> str:
     """{method: results.json} as an aligned text table."""
     wide = max(map(len, ["method", *results]))
@@ -980,10 +956,11 @@ def table(results: dict) -> str:
     for method, found in results.items():
         n, right, first, second = found["metrics"].values()
         errors = len(found["errors"])
-        aligned, updated = f"{found['aligned']} of {found['users']['n']}", found["updated"]
-        if not found["aligned"]:
-            aligned = updated = "-"
-        used = total({"usage": cost} for cost in found["usage"].values())
+        aligned = updated = "-"
+        if found["aligned"]:
+            aligned = f"{found['aligned']} of {found['users']['n']}"
+            updated = found["updated"]
+        used = _cost(found)
         asked = max(n + errors, 1)
         lines.append(
             f"{method:<{wide}} {n:>4} {right:>6} {first:>9.3f} {second:>9.3f} "
@@ -1004,7 +981,9 @@ NO LANGUAGE MODEL is involved: a stand-in answers by counting words (tests/stand
 say nothing about the method.
 Connect a model: --model gpt-4o-mini with OPENAI_API_KEY set, or --base-url \
 http://localhost:11434/v1 --model M --embed-model E"""
-IDLE = "--embed-model, --embed-base-url, --cache and --offline need a model: add --model"
+IDLE = """\
+--provider, --base-url, --embed-model, --embed-base-url, --cache and --offline need a model: add \
+--model (its name, as the server has it)"""
 NO_SERVER = """\
 no server to talk to: set OPENAI_API_KEY (OpenAI), --base-url (a local server), or AWS_REGION and \
 AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Bedrock)"""
@@ -1015,20 +994,31 @@ examples:
   python lamp.py --task lamp3 --data LaMP --method table2 --base-url URL --model M --embed-model E
 """
 # options in which the runs of a folder may differ
-FREE = ["task", "method", "provider", "base_url", "embed_base_url", "wiki_base_url"]
-FREE += ["workers", "output", "cache", "offline"]
+FREE = [
+    "task",
+    "method",
+    "provider",
+    "base_url",
+    "embed_base_url",
+    "wiki_base_url",
+    "workers",
+    "output",
+    "cache",
+    "offline",
+]
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+    """A whole number of at least 1. Raises ValueError."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
-def run_options(parser: ArgumentParser) -> None:
+def run_options(parser: ArgumentParser):
     """What is evaluated, and how."""
-    add = parser.add_argument_group("what").add_argument
+    add = parser.add_argument
     add("--task", required=True, choices=TASKS)
     add("--method", default="personaagent", help="a comma list of methods, or table2, table3, all")
     add("--data", help="LaMP folder or file, official or OPPU layout (the bundled sample)")
@@ -1037,23 +1027,21 @@ def run_options(parser: ArgumentParser) -> None:
     add("--max-history", type=positive, default=0, help="keep only the newest items (cold start)")
     add("--limit", type=positive, help="queries in all")
     add("--seed", type=int, default=0, help="of what is drawn; another one asks the model anew")
-    add = parser.add_argument_group("method").add_argument
     add("--top-k", type=positive, default=4, help="K memories per retrieval of the agent")
     add("--batch", type=positive, default=3, help="n interactions of the alignment batch")
     add("--iterations", type=positive, default=1, help="of the alignment")
     add("--max-steps", type=positive, default=8, help="replies before an answer is forced")
-    add = parser.add_argument_group("run").add_argument
     add("--workers", type=positive, default=8, help="requests in flight")
     add("--output", default="runs", help="root of <task>/<method>[-changed settings]")
     add("--cache", help="file of all answers (<output>/cache.sqlite)")
     add("--offline", action="store_true", help="answer from the cache alone: no key, no server")
 
 
-def model_options(parser: ArgumentParser) -> None:
+def model_options(parser: ArgumentParser):
     """Which models answer, and where."""
     add = parser.add_argument_group("model").add_argument
     add("--provider", choices=["openai", "bedrock"], help="openai: any server with its API")
-    add("--model", help="chat model; without it a stand-in answers, no language model")
+    add("--model", default=STAND_IN, help="chat model; without it a stand-in answers, not a model")
     add("--embed-model", help="OpenAI: text-embedding-3-small, Bedrock: Titan V2, else name it")
     add("--base-url", help="of an OpenAI-compatible server, up to /v1")
     add("--embed-base-url", help="where the embedding model is served, if elsewhere")
@@ -1076,35 +1064,60 @@ def arguments(argv: list) -> Namespace:
     settings = parser.parse_args(argv)
     names = chain(*(GROUPS.get(part, [part]) for part in settings.method.split(",")))
     settings.method = list(dict.fromkeys(names))
-    idle = settings.embed_model or settings.embed_base_url or settings.cache or settings.offline
     try:
         resolve(settings)
-        check_address(settings.embed_base_url or WIKIPEDIA, "--embed-base-url")
         check_address(settings.wiki_base_url or WIKIPEDIA, "--wiki-base-url")
         for name in settings.method:
             if name not in METHODS:
                 raise Problem(f"--method {name}: choose from {', '.join([*METHODS, *GROUPS])}")
             if METHODS[name].embeds and not settings.embed_model:
                 raise Problem(f"--embed-model is missing: {name} retrieves memories")
-        if settings.model == STAND_IN and idle:
-            raise Problem(IDLE)
-        if settings.data == "" or not 0 <= settings.temperature <= 2:
-            raise Problem("--data is empty, or --temperature is not from 0 to 2")
+        if "" in (settings.data, settings.model) or not 0 <= settings.temperature <= 2:
+            raise Problem("--data or --model is empty, or --temperature is not from 0 to 2")
     except ServiceError as e:
         parser.error(str(e))
     settings.cache = os.path.abspath(settings.cache or f"{settings.output}/cache.sqlite")
     return settings
 
 
+def resolve(settings: Namespace):
+    """Fill in the provider and the embedding model where they were left open. Raises
+    ServiceError."""
+    if settings.model == STAND_IN:  # whatever keys the environment holds
+        server = settings.provider or settings.base_url or settings.embed_base_url
+        if server or settings.embed_model or settings.cache or settings.offline:
+            raise Problem(IDLE)
+        if not (HERE / "tests/standin.py").exists():
+            raise Problem("the stand-in comes with a source checkout: name a --model")
+        settings.embed_model = STAND_IN
+        settings.provider = "openai"
+        return
+    address = settings.base_url or os.environ.get("OPENAI_BASE_URL")
+    embeds = settings.embed_base_url or address or "https://api.openai.com/v1"
+    check_address(address or WIKIPEDIA, "--base-url (or OPENAI_BASE_URL)")
+    check_address(embeds, "--embed-base-url")
+    openai = address or os.environ.get("OPENAI_API_KEY")
+    if not settings.provider:
+        aws = {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & set(os.environ)
+        settings.provider = "bedrock" if aws and not openai else "openai"
+    usual = None
+    if settings.provider == "bedrock":
+        name = "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"
+        check_address(os.environ.get(name) or WIKIPEDIA, name)
+        usual = "amazon.titan-embed-text-v2:0"
+    elif not openai and not settings.offline:
+        raise Problem(NO_SERVER)
+    elif "api.openai.com" in embeds:
+        usual = "text-embedding-3-small"
+    settings.embed_model = settings.embed_model or usual
+
+
 def _digest(data):
-    return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
+    return sha256(repr(data).encode()).hexdigest()[:16]
 
 
-def _origin(settings, users, argv):
+def _origin(settings, argv):
     """What results.json says of its making."""
-    prompts = [NEUTRAL, UNKNOWN, BANK, TASKS[settings.task]]
-    for module in (memory, tools, persona_agent, align):
-        prompts += [v for k, v in vars(module).items() if k.isupper() and isinstance(v, str)]
     commit = ""
     with suppress(OSError):  # --git-dir: no other project's commit
         command = shlex.split("git --git-dir=.git describe --always --dirty --abbrev=40")
@@ -1113,21 +1126,25 @@ def _origin(settings, users, argv):
     return {
         "task": settings.task,
         "stand_in": settings.model == STAND_IN,
-        "settings": {
-            **vars(settings),
-            "data_hash": _digest(users),
-            "prompt_hash": _digest(prompts),
-        },
+        "settings": vars(settings),
         "command": shlex.join(["python", "lamp.py", *argv]),
         "commit": commit or None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
-def _folder(settings, name, shared):
+def _prompts(task):
+    """All that is said to a model in a run of this task."""
+    prompts = [BANK, UNKNOWN, TASKS[task]]
+    for module in (memory, tools, persona_agent, align):
+        prompts += [v for k, v in vars(module).items() if k.isupper() and isinstance(v, str)]
+    return prompts
+
+
+def _folder(settings, name):
     """<output>/<task>/<method>[-changed settings]; a Problem where it holds another run."""
     usual = vars(arguments(["--task", settings.task]))
-    compared = {key: value for key, value in shared.items() if key not in FREE}
+    compared = {key: value for key, value in vars(settings).items() if key not in FREE}
     for key, value in compared.items():
         if value != usual.get(key, value):
             text = Path(value).resolve().name if key == "data" else str(value)
@@ -1172,10 +1189,9 @@ def _announce(settings, users, remarks, llm):
         f"{max(sizes)} items (labelled for {labelled} of {len(users)} users), "
         f"{sum(user.leaks for user in users)} items removed that would give an answer away"
     )
-    for remark in remarks[:5]:
-        print(f"        left out: {printable(remark)}")
-    if len(remarks) > 5:
-        print(f"        left out: {len(remarks) - 5} more")
+    if remarks:
+        first = "; ".join(remarks[:5])
+        print(f"        {len(remarks)} records or items left out, the first: {printable(first)}")
     print(f"model   {settings.model}, embeddings {settings.embed_model or '-'}")
     held = llm.cache.count(llm.chats)
     if held:
@@ -1191,19 +1207,26 @@ def _announce(settings, users, remarks, llm):
 
 def _conclude(results, wiki):
     """Say loudly what the metric does not show; the exit code."""
-    costs = chain(*(found["usage"].values() for found in results.values()))
-    used = total({"usage": cost} for cost in costs)
-    errors = list(chain(*(found["errors"] for found in results.values())))
-    outages = sum(found["wikipedia_outages"] for found in results.values())
+    used = Usage()
+    errors = []
+    outages = 0
+    for found in results.values():
+        used += _cost(found)
+        errors += found["errors"]
+        outages += found["wikipedia_outages"]
     if outages:
         why = printable(wiki.down or "see the rows")
-        print(f"\nWIKIPEDIA WAS NOT REACHED in {outages} questions ({why}).")
-        print("The same command, with Wikipedia back, asks those anew.")
+        print(
+            f"\nWIKIPEDIA WAS NOT REACHED in {outages} questions ({why}).\n"
+            "The same command, with Wikipedia back, asks those anew."
+        )
     if used.cut > used.calls / 10:
         print(f"\n{used.cut} REPLIES OF {used.calls} WERE CUT: reasoning may need --max-tokens.")
     if errors:
-        print(f"\n{len(errors)} QUERIES FAILED and are not in the metric; the same command tries")
-        print(f"them again. First: {printable(errors[0])}")
+        print(
+            f"\n{len(errors)} QUERIES FAILED and are not in the metric; the same command tries\n"
+            f"them again. First: {printable(errors[0])}"
+        )
     return 1 if errors else 0
 
 
@@ -1222,16 +1245,17 @@ def main(argv: list, pool: Executor | None = None) -> int:
     )
     _give_examples(task, users, settings.seed)
     users = [user for user in users if user.queries]
+    settings.data_hash = _digest(users)
+    settings.prompt_hash = _digest(_prompts(settings.task))
     _connected.cache_clear()  # the environment may have changed since another run in this process
     llm, wiki = _connected(json.dumps(vars(settings)), os.getpid())
-    origin = _origin(settings, users, argv)
-    folders = {name: _folder(settings, name, origin["settings"]) for name in settings.method}
+    folders = {name: _folder(settings, name) for name in settings.method}
     if settings.model == STAND_IN:
         print(f"{NO_MODEL}\n")
     _announce(settings, users, remarks, llm)
     own = ThreadPoolExecutor(settings.workers)
     try:
-        results = run(settings, users, folders, origin, pool or own)
+        results = run(settings, users, folders, _origin(settings, argv), pool or own)
     finally:
         own.shutdown(wait=False)  # a program that goes on keeps no threads of it
     print(table(results))
@@ -1245,9 +1269,8 @@ def main(argv: list, pool: Executor | None = None) -> int:
 
 def cli(argv: list) -> int:
     """`main`, with what a user can cause as one line on stderr; returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal may not have every character
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not have every character
     try:
         return main(argv)
     except ServiceError as e:

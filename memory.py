@@ -41,7 +41,7 @@ class EpisodicMemory:
     """
 
     embed: Callable
-    episodes: list[Episode] = field(default_factory=list)
+    episodes: list = field(default_factory=list)
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class EpisodicMemory:
     def __iter__(self):
         return iter(self.episodes)
 
-    def add(self, episodes: Iterable) -> None:
+    def add(self, episodes: Iterable):
         """Append episodes in time order. They are embedded first: if that fails, nothing changes.
 
         Raises ValueError where embeddings have another shape than expected or are not finite."""
@@ -62,7 +62,7 @@ class EpisodicMemory:
             self.rows = rows
             self.episodes += new
 
-    def remember(self, query: str, response: str, **metadata: Any) -> None:
+    def remember(self, query: str, response: str, **metadata: Any):
         """Append one interaction."""
         self.add([Episode(query, response, metadata)])
 
@@ -95,7 +95,7 @@ class EpisodicMemory:
         kept = list(indices)
         return EpisodicMemory(self.embed, [self.episodes[i] for i in kept], self.rows[kept])
 
-    def save(self, path: str) -> None:
+    def save(self, path: str):
         """Write episodes and rows to one .npz file (no pickle), replaced only when complete."""
         part = f"{path}.part"
         with open(part, "wb") as out:

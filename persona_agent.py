@@ -678,7 +678,7 @@ class Answer:
     failures, empty text)."""
 
     text: str
-    steps: list[Step]
+    steps: list  # of Step
     status: str
     usage: Usage
 
@@ -852,15 +852,10 @@ different tools.
 4. Provide clear, concise responses. Do not give explanation in the final answer."""
 
 
-def initial_persona(profile: str) -> str:
-    """Appendix B's prompt with the profile P^u filled in."""
-    return PERSONA.replace("{profile}", profile)
-
-
 @dataclass
 class PersonaAgent:
-    """One user's agent. persona: the user's part of the system prompt. memory: what `observe` adds
-    to, and what alignment reads."""
+    """One user's agent. persona: the user's part of the system prompt. memory: what alignment
+    reads; `memory.remember` adds what the user really answered."""
 
     llm: Any
     memory: Any
@@ -872,7 +867,3 @@ class PersonaAgent:
     def answer(self, question: str) -> Answer:
         """Answer one question under the current persona."""
         return react(self.llm, self.persona, question, self.tools, self.max_steps, self.eager)
-
-    def observe(self, query: str, response: str, **metadata: Any) -> None:
-        """Remember what the user really answered. Evaluation never calls this."""
-        self.memory.remember(query, response, **metadata)

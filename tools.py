@@ -106,7 +106,7 @@ class Wiki(Tool):
     down = ""
     _one_at_a_time = threading.Lock()
 
-    def __init__(self, base_url: str = "https://en.wikipedia.org", contact: str | None = None):
+    def __init__(self, base_url: str = "https://en.wikipedia.org", contact: str = ""):
         super().__init__("Wiki", WIKI_DESCRIPTION, self.summary)
         contact = contact or os.environ.get("WIKIPEDIA_CONTACT") or "no contact given"
         agent = f"PersonaAgent/0.2 ({contact}) python-requests/{requests.__version__}"

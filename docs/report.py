@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import lamp
 import metrics
 from lamp import METHODS, TASKS, Problem
+from persona_agent import ServiceError
 from tools import WIKI_DOWN
 
 # The paper's Tables 2 and 3: accuracy and F1, for LaMP-3 MAE and RMSE. All accuracies of LaMP-1 are
@@ -42,7 +43,7 @@ BASELINES = ("rag-4", "no-alignment")  # what every method is compared with
 
 # What is read of each file
 SETTINGS = "data model embed_model batch iterations top_k users queries_per_user limit"
-ANSWER = "id user_id question gold prediction text steps status usage seconds"
+ANSWER = "id user_id question gold prediction text steps status usage"
 PERSONA = "user_id profile initial final iterations usage"
 CHOICE = ("users", "queries_per_user", "limit")  # the settings that choose the queries
 
@@ -102,12 +103,12 @@ class Run:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What is wrong with a file becomes a Problem that names it."""
+    """What is wrong with a file or a folder becomes a Problem that names it."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         what = " ".join(f"{type(e).__name__}: {e}".split())
-        raise Problem(f"{path} is no file of a run of ours ({what[:200]})") from None
+        raise Problem(f"{path} cannot be used ({what[:200]})") from None
 
 
 def _check(found, names):
@@ -386,7 +387,7 @@ def script(name: str, main: Callable[[Sequence[str]], None], argv: Sequence[str]
     try:
         main(argv)
         sys.stdout.flush()
-    except Problem as e:
+    except ServiceError as e:
         print(f"{name}: {lamp.printable(str(e))}", file=sys.stderr)
         return 2 if isinstance(e, NoRun) else 1
     except BrokenPipeError:  # the reader of our output has seen enough

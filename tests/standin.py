@@ -46,7 +46,8 @@ def embed(text, size=256):
 
 
 def ask_of(question):
-    """({option: what it says of itself}, content) of a LaMP question, from its own words."""
+    """({option: what it says of itself}, content) of a LaMP question, from its own words; a free
+    question has no options."""
     pair = re.search(r'\[1\]: "(.*)" \[2\]: "(.*)"', question, re.S)
     if pair:
         return {"[1]": pair[1], "[2]": pair[2]}, f"{pair[1]} {pair[2]}"
@@ -54,7 +55,9 @@ def ask_of(question):
     if listed:
         return {label: label for label in listed[1].split(", ")}, listed[2]
     review = re.search(r"review: (.*)", question, re.S)
-    return dict.fromkeys("12345", ""), review[1] if review else question
+    if review:
+        return dict.fromkeys("12345", ""), review[1]
+    return {}, question  # a free one
 
 
 # (label, text) of the items of a memory tool or a profile, and of LaMP's prompts; the last is what
@@ -79,8 +82,12 @@ def evidence_in(text):
 
 
 def read(question, shown):
-    """The option with most shared words in the evidence of `shown`, or in itself without any."""
+    """The option with most shared words in the evidence of `shown`, or in itself without any; to
+    a free question the answer of the first memory shown, which is the most similar one."""
     options, content = ask_of(question)
+    if not options:
+        recalled = EVIDENCE[0].search(shown)
+        return recalled["label"] if recalled else "I do not know yet."
     mine, evidence = set(words(content)), evidence_in(shown)
     score = Counter()
     for option, meaning in options.items():

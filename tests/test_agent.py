@@ -233,16 +233,16 @@ def test_a_tool_is_found_by_any_usual_name(name, meant):
 
 
 def test_the_initial_persona_is_appendix_b_with_the_profile():
-    persona = persona_agent.initial_persona("likes {war}")
+    persona = persona_agent.PERSONA.replace("{profile}", "likes {war}")
     assert persona.startswith("You are a helpful personalized assistant. Take more than two ")
     assert "User summary: likes {war}\n\nSTRICT RULES" in persona
 
 
-def test_an_agent_remembers_what_it_observes(scripted, embed):
+def test_an_agent_reads_what_was_remembered(scripted, embed):
     memory = EpisodicMemory(embed)
     llm = scripted(["Action: RAG\nAction Input: zebra", END])
     agent = persona_agent.PersonaAgent(llm, memory, "You know zebras.", [RAG(memory)])
-    agent.observe("zebra?", "yes", date="2020-01-01")
+    agent.memory.remember("zebra?", "yes", date="2020-01-01")
     answer = agent.answer("Which?")
     assert answer.steps[0].observation == "- 2020-01-01 | answer: yes | zebra?"
     assert llm.calls[0]["messages"][0]["content"].startswith("You know zebras.\n\n")

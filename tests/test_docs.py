@@ -23,7 +23,7 @@ LOOK = {"thought": "I look.", "action": "RAG", "input": "a film", "observation":
 STEPS = [LOOK, LOOK | {"action": "Wiki", "observation": WIKI_DOWN}]
 FAILURE = {"error": "broken", "usage": {"calls": 4, "input": 300, "output": 2, "seconds": 5.0}}
 USAGE = {"calls": 2, "input": 100, "output": 10, "seconds": 1.0}
-ROW = {"question": "Which tag?", "status": "answered", "usage": USAGE, "seconds": 1.0}
+ROW = {"question": "Which tag?", "status": "answered", "usage": USAGE}
 SAMPLE = {"query": "Q?", "expected": "classic", "feedback": "Say why.", "degenerate": False}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from memory import EpisodicMemory
-from persona_agent import OpenAICompatible, PersonaAgent, ServiceError, initial_persona
+from persona_agent import PERSONA, OpenAICompatible, PersonaAgent, ServiceError
 from tools import RAG
 
 BASE_URL = os.environ.get("LIVE_BASE_URL")
@@ -77,7 +77,7 @@ def test_whole_question_goes_through_the_agent(llm):
     memory = EpisodicMemory(llm.embed)
     memory.remember("Tag a film about war.", "classic")
     memory.remember("Tag a film about dogs.", "comedy")
-    persona = initial_persona("The user likes old films.")
+    persona = PERSONA.replace("{profile}", "The user likes old films.")
     agent = PersonaAgent(llm, memory, persona, [RAG(memory, 1)], max_steps=2)
     answer = agent.answer("Which tag fits a film about a soldier? Just answer comedy or classic.")
     assert answer.status in ("answered", "forced")

@@ -174,3 +174,11 @@ def test_each_module_works_copied_alone(tmp_path):
         code += f"\ndel sys.path[0], sys.modules[{module!r}]"
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True)
     assert (done.stderr, done.returncode) == (b"", 0)
+
+
+def test_the_lines_of_the_assistant_are_its_own():
+    (shown,) = re.findall(r"Its lines that matter [^\n]*\n\n```python\n(.*?)```", README, re.S)
+    code = (lamp.HERE / "docs" / "assistant.py").read_text(encoding="utf-8")
+    own = {line.strip() for line in code.splitlines()}
+    lines = [line.strip() for line in shown.splitlines()]
+    assert len(lines) > 9 and set(lines) <= own

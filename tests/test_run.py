@@ -231,7 +231,7 @@ def test_what_the_model_fails_to_say_is_empty_and_wrong(server, tmp_path, why, s
 
 
 TOLD = [(chats(CUT), "4 REPLIES OF 4 WERE CUT")]
-TOLD += [(nothing, "\n2/2 users, 4 calls (0 from the cache), 0k tokens, ")]
+TOLD += [(nothing, "\n2/2 users, 4 calls (0 from the cache), 0k tokens\n")]
 
 
 @pytest.mark.parametrize("fault, told", TOLD, ids=["cut", "progress"])
@@ -274,7 +274,11 @@ def test_embeddings_are_kept_as_unit_rows_of_one_dimension(tmp_path):
 
 def test_what_is_stored_first_stays(tmp_path):
     one, other = Cache(f"{tmp_path}/c"), Cache(f"{tmp_path}/c")
-    assert one.put("m", ["q"], ["first"]) == other.put("m", ["q"], ["second"]) == ["first"]
+
+    def slow(requests):
+        return ["second" for _ in other.answers("m", requests, lambda same: ["first"])]
+
+    assert one.answers("m", ["q"], slow) == other.answers("m", ["q"], slow) == ["first"]
 
 
 SPOILED = {"folder": os.mkdir, "garbage": lambda path: path.write_bytes(b"no database " * 1000)}
@@ -306,7 +310,7 @@ def test_a_cache_that_cannot_be_written_ends_the_run(server, usual, tmp_path, ca
 
 
 def test_what_a_killed_writer_left_does_not_stop_offline(tmp_path):
-    Cache(f"{tmp_path}/c").put("m", [*range(50)], ["kept" * 500] * 50)
+    Cache(f"{tmp_path}/c").answers("m", [*range(50)], lambda asked: ["kept" * 500] * 50)
     writer = sqlite3.Connection(f"{tmp_path}/c")
     writer.execute("PRAGMA cache_size = 1")
     writer.execute("UPDATE replies SET answer = answer || answer")

@@ -66,7 +66,7 @@ def test_wiki_searches_then_gets_the_first_page(server, topic, query, title, key
     assert [r.path for r in server.requests] == [f"{SEARCH}?q={query}&limit=5", PAGE + key]
 
 
-@pytest.mark.parametrize("contact, shown", [(None, "you)"), ("Jürgen €\r\nX: 1", "J?rgen ?")])
+@pytest.mark.parametrize("contact, shown", [("", "you)"), ("Jürgen €\r\nX: 1", "J?rgen ?")])
 def test_wiki_names_its_contact_in_the_user_agent(server, monkeypatch, contact, shown):
     monkeypatch.setenv("WIKIPEDIA_CONTACT", "you")
     assert Wiki(server.url, contact)("Rome") == ROME
