@@ -83,12 +83,12 @@ class Iteration:
     their place, of whose queries `after` has copied eight words in a row."""
 
     before: str
-    samples: list[Sample]
+    samples: list  # of Sample
     reply: str
     after: str
-    reasons: list[str]
+    reasons: list
     new: float = 0.0
-    quoted: list[int] = field(default_factory=list)
+    quoted: list = field(default_factory=list)
 
     @property
     def accepted(self) -> bool:
@@ -101,7 +101,7 @@ class Alignment:
 
     initial: str
     final: str
-    iterations: list[Iteration] = field(default_factory=list)
+    iterations: list = field(default_factory=list)
 
 
 def fill(template: str, **values: str) -> list:
@@ -149,7 +149,7 @@ def is_degenerate(feedback: str, *given: str) -> bool:
     degenerate."""
     words = _words(feedback)
     looping = len(words) > 100 and len(set(words)) < len(words) / 5
-    own = set(re.findall(r"[^\W\d_]+", feedback.lower())) - set(_words(" ".join([FILLER, *given])))
+    own = {word for word in words if word.isalpha()} - set(_words(" ".join([FILLER, *given])))
     runs = _runs(feedback)
     known = runs & _runs(" ".join([GRADIENT_PROMPT, *given]))
     return looping or len(own) < 3 or len(known) > len(runs) / 2
@@ -273,7 +273,7 @@ def update(llm: Any, before: str, samples: list) -> Iteration:
     new = len(words - set(_words(before))) / max(len(words), 1)
     copied = _runs(after) - _runs(before)
     quoted = [i for i, sample in enumerate(samples) if copied & _runs(sample.query)]
-    return Iteration(before, samples, reply.text, after, reasons, round(new, 3), quoted)
+    return Iteration(before, samples, reply.text, after, reasons, new, quoted)
 
 
 def align(agent: Any, llm: Any, n: int = 3, iterations: int = 1) -> Alignment:

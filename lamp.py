@@ -1098,7 +1098,7 @@ def resolve(settings: Namespace):
     check_address(embeds, "--embed-base-url")
     openai = address or os.environ.get("OPENAI_API_KEY")
     if not settings.provider:
-        aws = {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & set(os.environ)
+        aws = {"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"} & os.environ.keys()
         settings.provider = "bedrock" if aws and not openai else "openai"
     usual = None
     if settings.provider == "bedrock":
@@ -1118,17 +1118,15 @@ def _digest(data):
 
 def _origin(settings, argv):
     """What results.json says of its making."""
-    commit = ""
-    with suppress(OSError):  # --git-dir: no other project's commit
-        command = shlex.split("git --git-dir=.git describe --always --dirty --abbrev=40")
-        git = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-        commit = git.stdout.strip()
+    # --git-dir: no other project's commit
+    git = f"git -C {shlex.quote(str(HERE))} --git-dir=.git describe --always --dirty --abbrev=40"
+    failed, commit = subprocess.getstatusoutput(git)
     return {
         "task": settings.task,
         "stand_in": settings.model == STAND_IN,
         "settings": vars(settings),
         "command": shlex.join(["python", "lamp.py", *argv]),
-        "commit": commit or None,
+        "commit": None if failed else commit,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
