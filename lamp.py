@@ -16,9 +16,9 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -602,8 +602,8 @@ class Cache:
         """The stored answer, text or bytes; None where there is none."""
         return self._one("SELECT answer FROM replies WHERE request = ?", _key(source, request))
 
-    def answers(self, source: str, requests: list, ask: Callable) -> list:
-        """The answers to the requests. Those that are not stored come from ask(requests), in
+    def answers(self, source: str, requests: list, ask: Any) -> list:
+        """The answers to the requests. Those that are not stored come from ask(some of them), in
         batches of up to 64, each of which is kept as soon as it is there; offline they raise."""
         for start in range(0, len(requests), 64):
             batch = [r for r in requests[start : start + 64] if self.get(source, r) is None]
@@ -938,7 +938,7 @@ def _write(path, data):
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text)  # ASCII, as json.dumps makes it
         part.replace(path)
     except OSError as e:
         raise Problem(f"{path} cannot be written ({e.strerror}); the answers are kept") from None
@@ -987,12 +987,6 @@ IDLE = """\
 NO_SERVER = """\
 no server to talk to: set OPENAI_API_KEY (OpenAI), --base-url (a local server), or AWS_REGION and \
 AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Bedrock)"""
-EXAMPLES = """\
-examples:
-  python lamp.py --task lamp1                         the bundled sample and the stand-in
-  python lamp.py --task lamp2m --model gpt-4o-mini    OpenAI, with OPENAI_API_KEY
-  python lamp.py --task lamp3 --data LaMP --method table2 --base-url URL --model M --embed-model E
-"""
 # options in which the runs of a folder may differ
 FREE = [
     "task",
@@ -1054,9 +1048,7 @@ def arguments(argv: list) -> Namespace:
     """The command line, checked and with nothing left open; `method` becomes a list of names."""
     parser = ArgumentParser(
         "lamp.py",
-        description="PersonaAgent and its baselines on LaMP.",
-        epilog=EXAMPLES,
-        formatter_class=RawDescriptionHelpFormatter,
+        description="PersonaAgent and its baselines on LaMP. Examples stand in README.md.",
         allow_abbrev=False,
     )
     run_options(parser)
@@ -1154,7 +1146,7 @@ def _folder(settings, name):
     made = folder / "results.json"
     if made.exists():
         with _reading(made):
-            before = json.loads(made.read_text(encoding="utf-8"))["settings"]
+            before = json.loads(made.read_text())["settings"]
         for key, value in compared.items():
             if before.get(key) != value and key != "data":  # data_hash tells it, however spelled
                 differ = f"{key} {before.get(key)!r}, not {value!r}"

@@ -33,7 +33,7 @@ class Tool:
     def __call__(self, text: str) -> str:
         return _shorten(str(self.run(text)), LIMIT)
 
-    def over(self, memory: Any) -> "Tool":
+    def over(self, memory: Any):
         """This tool bound to another memory; a tool that reads no memory is the same for all."""
         return self
 
@@ -204,7 +204,7 @@ class RAG(Tool):
         self.memory = memory
         self.k = k
 
-    def over(self, memory: Any) -> "RAG":
+    def over(self, memory: Any):
         return RAG(memory, self.k)
 
     def recall(self, query: str) -> str:
