@@ -2,8 +2,9 @@
 
 A line belongs here if it changes a persona, or decides whether to. Works on any agent that has
 `persona`, `memory` (iterable, with `select`), `tools` (each with `over(memory)`) and
-`answer(question)`, and on any model with `chat`. Nothing but `agent.persona` is changed, and every
-step is recorded. No validation set is looked at, and an update that turns out worse stays.
+`answer(question)` (with `text` and `status`), and on any model with `chat`. Nothing but
+`agent.persona` is changed, and every step is recorded. No validation set is looked at, and an
+update that turns out worse stays.
 """
 
 import copy
@@ -78,9 +79,10 @@ class Sample:
 
 @dataclass
 class Iteration:
-    """One call of OPTIMIZATION. reasons: why the update `reply` was not accepted; `after` is then
-    the persona `before`. new: the share of after's words that `before` has not. quoted: samples, by
-    their place, of whose queries `after` has copied eight words in a row."""
+    """One pass of Algorithm 1: the batch simulated, then one update. reasons: why the update
+    `reply` was not accepted; `after` is then the persona `before`. new: the share of after's words
+    that `before` has not. quoted: samples, by their place, of whose queries `after` has copied
+    eight words in a row."""
 
     before: str
     samples: list  # of Sample
@@ -143,10 +145,10 @@ rating tag category agent it of question"""
 def is_degenerate(feedback: str, *given: str) -> bool:
     """Whether nothing can be learned from feedback on what was `given`.
 
-    It is empty, or an answer with fewer than three words beside it ('Expected Answer: 3.', 'dark
-    comedy'), or has run into a loop, or is for the most part a copy of what was given or of the
-    gradient prompt. Words are what blanks part: feedback in a script without blanks counts as
-    degenerate."""
+    It has fewer than three different words of its own, beside those of FILLER and what was given
+    ('', 'Expected Answer: 3.', 'dark comedy'), or has run into a loop, or is for the most part a
+    copy of what was given or of the gradient prompt. A word is a run of letters: in a script
+    without blanks short feedback counts as degenerate."""
     words = _words(feedback)
     looping = len(words) > 100 and len(set(words)) < len(words) / 5
     own = {word for word in words if word.isalpha()} - set(_words(" ".join([FILLER, *given])))
@@ -169,18 +171,18 @@ OPENING = r"""(?xi)\A
     (?: [#*_ \t]* (?![#*_ \t])
         (?:(?:current|new|updated|revised)\ )? (?:persona\ |system\ )* prompt
         [*_ \t]* : [*_ \t]* )?"""
-# A rule or a fence; then that or a blank line
+# Where a closing remark may begin: below a rule or a fence, then also below a blank line
 RULE = r"(\n[ \t]*(?:[-*_=]{3,}|`{3}\w*)[ \t]*(?=\n|\Z))"
 BORDER = r"(\n[ \t]*(?:(?:[-*_=]{3,}|`{3}\w*)[ \t]*)?(?=\n|\Z))"
 # What they put after it, behind one of these: a remark, or nothing
 CLOSING = r"""(?xi)\Z | [#*_ \t]* (?![#*_ \t])
-    (?: (?:this|the|these)[ ]
+    (?: (?:(?:this|these)[ ]|the[ ](?=new|updated|revised|refined|improved|above|changes\b))
         (?:(?:new|updated|revised|refined|improved|above|system|persona)\ )*
         (?:changes?|prompt|version)\b
     | i\ hope\ this
     | key\ changes(?:\ made)?:
     | (?:please\ )?
-      (?: feel\ free\ to\ (?:adjust|change|modify|edit|ask|let\ me)
+      (?: feel\ free\ to\ (?:adjust|change|modify|edit|ask\ (?:if|me|any)\b|let\ me)
       | let\ me\ know\ (?:if|how|whether|what\ you) )
     | if\ you[ ]
       (?: have\ any\ (?:questions|feedback|changes|suggestions)
@@ -207,7 +209,7 @@ def unwrap(reply: str) -> str:
     for border in (RULE, BORDER):
         parts = re.split(border, text.strip())
         while len(parts) > 1 and re.match(CLOSING, parts[-1].strip()):
-            del parts[-2:]
+            del parts[-2:]  # the remark and the border above it
         text = "".join(parts)
     return re.sub(ENCLOSING, r"\2\3", text.strip()).strip()
 

@@ -83,7 +83,7 @@ class Task:
     label: str  # the one with the answer (LaMP-1: the cited title, where the data have it)
     example: str  # a retrieved item in LaMP's own prompts (LaMP/prompts/prompts.py)
     summary: str  # S_t of Eq. 3: ours, asking what PAG's prompts ask
-    options: bool = False  # a question brings its own two options, the last parts
+    options: bool = False  # a question brings its own two options, the parts from the fourth on
 
     def titles(self, question: str) -> dict:
         """{label: option} of a question of LaMP-1."""
@@ -101,6 +101,7 @@ def _cut(task, text):
     for marker in markers:
         part, found, text = text.partition(marker)
         parts.append(part)
+    # A marker that is missing leaves nothing to the others: the last one tells.
     return [*parts, text.removesuffix(end)] if found else []
 
 
@@ -184,8 +185,8 @@ reviews, what they care about, and how they write.""",
 
 @dataclass
 class Query:
-    """A question with its answer, and whose it is. date, size: the newest date of the profile that
-    came with it, and its length. examples: what in-context learning shows before it."""
+    """A question with its answer, and whose it is. date: the newest one of the profile that came
+    with it; size: that profile's length. examples: what in-context learning shows before it."""
 
     id: str
     input: str
@@ -243,7 +244,7 @@ def _records(path):
 
 
 def _read_gold(task, path):
-    """{query id: gold} of an official outputs file or an OPPU label file; {} where it is not."""
+    """{query id: gold} of an official outputs or an OPPU label file; {} where there is none."""
     if not path.exists():
         return {}
     with _reading(path):
@@ -257,7 +258,8 @@ def _read_gold(task, path):
 
 
 def _locate(task, data):
-    """(questions, {query id: gold}) of each partition, the one to evaluate last. Raises Problem.
+    """(path of the questions, {query id: gold}) of each partition, the one to evaluate last. Raises
+    Problem.
 
     Gold stands beside {split}_questions.json in {split}_outputs.json (official; a partition
     without it is passed over), and in *history.json itself or in *_label.json beside it (OPPU)."""
@@ -380,12 +382,11 @@ def load(
 
 def _item(task, query):
     """An earlier query as an item of a history."""
-    label = task.titles(query.input).get(query.gold, query.gold)
     return {
         "id": query.id,
         "date": query.date,
         task.text: _cut(task, query.input)[1],
-        task.label: label,
+        task.label: task.titles(query.input).get(query.gold, query.gold),
     }
 
 
@@ -455,8 +456,8 @@ def _episode(task, first, item, label, earlier, rivals, seed):
 
 @dataclass
 class Method:
-    """What a method gives the model: with tools or a persona that is aligned in a ReAct loop, else
-    in one call."""
+    """What a method gives the model: in a ReAct loop where it has tools or is aligned, else in one
+    call."""
 
     system: str = ""  # the first system prompt; without a loop it stands before the question
     profile: bool = False  # P^u, for {profile} there
@@ -564,11 +565,11 @@ def read_answer(task: Task, question: str, text: str) -> str | None:
 
 
 class Cache:
-    """Answers by their whole requests in one SQLite file, which threads and processes share, on a
-    network file system too (no write-ahead log). What is stored first stays.
+    """Answers by source and whole request in one SQLite file, which threads and processes share, on
+    a network file system too (no write-ahead log). What is stored first stays.
 
-    mode: 'rwc'; 'rw' answers from the file alone; 'memory' keeps nothing. source: who answers, a
-    part of the request. A fault of the file is a Problem: nothing is paid for that cannot be kept.
+    mode: 'rwc'; 'rw' answers from the file alone; 'memory' keeps nothing after the process. source:
+    who answers. A fault of the file is a Problem: nothing is paid for that cannot be kept.
     """
 
     def __init__(self, path, mode="rwc"):
@@ -610,7 +611,7 @@ class Cache:
             if not batch:
                 continue
             if self.offline:
-                raise NotKept(f"{self.path} lacks an answer of {source}", kind="offline")
+                raise NotKept(f"{self.path} lacks an answer of {source}", 0)
             rows = [(_key(source, r), source, answer) for r, answer in zip(batch, ask(batch))]
             with self._using(), self._db:
                 self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
@@ -636,7 +637,7 @@ class NotKept(ServiceError, WikiUnreachable):
 
 @dataclass
 class Cached:
-    """A model whose every answer is kept in a Cache: nothing is asked twice. A chat's request is
+    """A model whose every answer is kept in a Cache and not asked again. A chat's request is
     provider, model, messages, temperature, stop, token limit and seed."""
 
     llm: Any
@@ -698,7 +699,7 @@ class CachedWiki(Wiki):
 
 
 class Meter:
-    """A model that counts what goes through it."""
+    """A model's `chat`, counted."""
 
     def __init__(self, llm):
         self.llm = llm
@@ -738,7 +739,7 @@ def evaluate(settings: Namespace, user: User) -> dict:
 
 @lru_cache(1)
 def _connected(settings_json, pid):
-    """`connect`, once in each process, whose id is `pid`."""
+    """`connect`, once in each process: one that was forked has this memory, but another `pid`."""
     return connect(Namespace(**json.loads(settings_json)))
 
 
@@ -758,7 +759,8 @@ def _try_method(settings, method, user, agent):
 
 def _attempt(row, agent, work, *given):
     """`row` with what work(agent, *given) gives, or with its error; and the cost of the agent's
-    calls. An error is raised where no other request can succeed either."""
+    calls, whose model is a Meter from now on. An error is raised where no other request can succeed
+    either."""
     agent.llm = Meter(agent.llm)
     try:
         row |= work(agent, *given)
@@ -825,6 +827,8 @@ def connect(settings: Namespace) -> tuple:
     if settings.offline:
         mode = "rw"
     if settings.model == STAND_IN:
+        if not (HERE / "tests/standin.py").exists():
+            raise Problem("the stand-in comes with a source checkout: name a --model")
         from tests import standin
 
         address = f"http://127.0.0.1:{standin.start().server_port}"
@@ -846,7 +850,7 @@ def run(settings: Namespace, users: list, folders: dict, origin: dict, pool: Exe
     """Evaluate the users in an executor: {method: results.json}.
 
     Each method's files are written whole whenever another tenth of the users is done, and at the
-    end, however it ends."""
+    end, however it ends: with what this start reached, the rest is in the cache."""
     done: dict = {}
     futures = {}
     used = Usage()
@@ -861,7 +865,7 @@ def run(settings: Namespace, users: list, folders: dict, origin: dict, pool: Exe
                 f"{(used.input + used.output) // 1000}k tokens",
                 file=sys.stderr,
             )
-            if len(done) * 10 % len(users) < 10:  # another tenth has just been passed
+            if len(done) * 10 % len(users) < 10:  # another tenth is done
                 _save(users, done, folders, origin)
     except BrokenExecutor as e:
         raise Problem(f"a worker process died ({e}): the same command goes on from there") from None
@@ -950,7 +954,7 @@ def _cost(found):
 
 
 def table(results: dict) -> str:
-    """{method: results.json} as an aligned text table."""
+    """What `run` returns, {method: results.json}, as an aligned text table."""
     wide = max(map(len, ["method", *results]))
     lines = []
     for method, found in results.items():
@@ -987,7 +991,7 @@ IDLE = """\
 NO_SERVER = """\
 no server to talk to: set OPENAI_API_KEY (OpenAI), --base-url (a local server), or AWS_REGION and \
 AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Bedrock)"""
-# options in which the runs of a folder may differ
+# settings that are not compared: they change no answer, or stand in the path
 FREE = [
     "task",
     "method",
@@ -1079,8 +1083,6 @@ def resolve(settings: Namespace):
         server = settings.provider or settings.base_url or settings.embed_base_url
         if server or settings.embed_model or settings.cache or settings.offline:
             raise Problem(IDLE)
-        if not (HERE / "tests/standin.py").exists():
-            raise Problem("the stand-in comes with a source checkout: name a --model")
         settings.embed_model = STAND_IN
         settings.provider = "openai"
         return
@@ -1110,7 +1112,7 @@ def _digest(data):
 
 def _origin(settings, argv):
     """What results.json says of its making."""
-    # --git-dir: no other project's commit
+    # --git-dir: else git would look upwards and find another project's commit
     git = f"git -C {shlex.quote(str(HERE))} --git-dir=.git describe --always --dirty --abbrev=40"
     failed, commit = subprocess.getstatusoutput(git)
     return {
@@ -1124,7 +1126,7 @@ def _origin(settings, argv):
 
 
 def _prompts(task):
-    """All that is said to a model in a run of this task."""
+    """What is said to a model in a run of this task, and how its replies are read."""
     prompts = [BANK, UNKNOWN, TASKS[task]]
     for module in (memory, tools, persona_agent, align):
         prompts += [v for k, v in vars(module).items() if k.isupper() and isinstance(v, str)]
@@ -1180,8 +1182,10 @@ def _announce(settings, users, remarks, llm):
         f"{sum(user.leaks for user in users)} items removed that would give an answer away"
     )
     if remarks:
-        first = "; ".join(remarks[:5])
-        print(f"        {len(remarks)} records or items left out, the first: {printable(first)}")
+        print(
+            f"        {len(remarks)} records or items left out, the first: "
+            f"{printable('; '.join(remarks[:5]))}"
+        )
     print(f"model   {settings.model}, embeddings {settings.embed_model or '-'}")
     held = llm.cache.count(llm.chats)
     if held:
@@ -1207,7 +1211,7 @@ def _conclude(results, wiki):
     if outages:
         why = printable(wiki.down or "see the rows")
         print(
-            f"\nWIKIPEDIA WAS NOT REACHED in {outages} questions ({why}).\n"
+            f"\nWIKIPEDIA WAS NOT REACHED in {outages} questions or alignments ({why}).\n"
             "The same command, with Wikipedia back, asks those anew."
         )
     if used.cut > used.calls / 10:

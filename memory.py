@@ -67,7 +67,7 @@ class EpisodicMemory:
         self.add([Episode(query, response, metadata)])
 
     def _unit_rows(self, texts):
-        # Of another width than the rows before they are a ValueError of numpy's, where they meet.
+        # Rows of another width than those before: numpy's own ValueError, in vstack or the product.
         rows = np.asarray(self.embed(texts), float)
         if rows.shape[:-1] != (len(texts),) or not np.isfinite(rows).all():
             raise ValueError(f"{len(texts)} embeddings of shape {rows.shape}, or not all finite")

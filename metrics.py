@@ -129,9 +129,9 @@ def parse_label(text: str, labels: Sequence) -> str | None:
 
     'The tag is **Comedy**.' gives 'comedy', as does 'comedy, because it is no romance'; 'comedy or
     romance' and 'not a comedy' give None. 'food and drink', 'sci fi' and 'option 2' are 'food &
-    drink', 'sci-fi' and '[2]'."""
+    drink', 'sci-fi' and '[2]'. labels: in lower case, of letters, digits, blanks, '&' and '-'."""
     names = {_key(label): label for label in labels}
-    any_name = "|".join(sorted(names, reverse=True))  # 'true story' before 'true'
+    any_name = "|".join(sorted(names, reverse=True))  # a longer name before one that it begins with
     pattern = any_name.replace(" ", r"(?:[^\S\n]|[&-]|and\b){1,5}")
     return names.get(_find(_clean(text), pattern, _key))
 
@@ -153,8 +153,9 @@ def parse_rating(text: str) -> str | None:
 
 
 def _label_terms(gold, pred, labels):
-    """(n, 2 + 2 * labels) of n answers: 1, whether it is wrong, then for every label whether it is
-    rightly given, and in how many of gold and answer it is.
+    """A row per answer, (n, 2 + 2 * labels): 1, wrong, right_1 .. right_L, present_1 .. present_L.
+
+    present: in how many (0 to 2) of gold and answer the label is.
 
     What is outside `labels` counts as one more label (official rule: strip, then exact)."""
     rows = []
@@ -268,11 +269,11 @@ def _difference(both):
 
 
 def compare(
-    users: Iterable, gold: Iterable, first: Iterable, second: Iterable, labels: Sequence
+    users: Iterable, gold: Sequence, first: Sequence, second: Sequence, labels: Sequence
 ) -> dict:
     """Two methods on the same queries: 'won' and 'lost' by the first, 'p' of the exact sign test
-    (for labels McNemar's), which takes queries as independent, {metric: 'difference'} and {metric:
-    'interval' of it}."""
+    (for labels McNemar's), which takes queries as independent, and {metric: first minus second}
+    as 'difference', with its 'interval', {} below 10 users."""
     ours = _terms(gold, first, labels)
     theirs = _terms(gold, second, labels)
     gain = (theirs - ours)[:, 1]

@@ -123,16 +123,16 @@ def _reply(content, reason, taken, given):
 class ServiceError(RuntimeError):
     """A request that failed.
 
-    status: of the last answer, None where there was none. kind: see KINDS. wait: seconds that the
-    server asks for. fatal: no other request can succeed either, because the key is refused or
-    nobody answers."""
+    status: of the last answer, None where there was none, 0 where nothing was asked. kind: see
+    KINDS; '' of anything else. wait: seconds that the server asks for. fatal: no other request can
+    succeed either, because the key is refused or nobody answers."""
 
     def __init__(self, message, status=None, kind="", wait=0.0):
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.wait = wait
-        self.fatal = status in (401, 403, None) and kind != "offline"
+        self.fatal = status in (401, 403, None)
 
 
 # "Unsupported parameter: 'stop'", "`temperature` is deprecated", "System role not supported",
@@ -174,7 +174,7 @@ HINTS = {
     404: "Does the server have this model, and is the base URL right (.../v1)?",
     None: "Is the server running, and is the base URL right?",
 }
-# What an exception of `requests` means, by a word in it. Where a header is bad, it holds the key.
+# What an exception of `requests` means, by a word in it. That of a bad header quotes the key.
 REASONS = {
     "invalid ?header|unicode": "the key holds characters that no HTTP header may have",
     "socks": "a SOCKS proxy is set (HTTPS_PROXY, ALL_PROXY): pip install 'requests[socks]'",
@@ -199,7 +199,7 @@ def _without_quotations(words, request):
 
 
 def check_address(url: str, name: str) -> str:
-    """`url` without a last '/'. Raises ServiceError where it is none, or holds a secret."""
+    """`url` without a last '/'. Raises ServiceError where it is no address, or holds a secret."""
     if not re.fullmatch(r"https?://(?:\[[\da-f:.]+\]|[^][:/@?#\s]+)(?::\d+)?(?:/[^@?#\s]*)?", url):
         advice = "it must look like http://localhost:11434/v1, without user, password or query"
         raise ServiceError(f"{name} is no usable address: {advice} (a key: OPENAI_API_KEY)")
@@ -214,8 +214,8 @@ class Client:
     """What the two clients share: one session for all threads, at most `workers` requests in
     flight, one retry loop, and what was learned of the model.
 
-    Tried again, up to `tries` times within `deadline` seconds, with full jitter or as long as the
-    server asks (up to two minutes): no answer, a broken one, 408, 409, 424, 429 and 5xx. Never:
+    Tried again, up to `tries` times within `deadline` seconds, with full jitter on top of what the
+    server asks for (up to two minutes): no answer, a broken one, 408, 409, 424, 429 and 5xx. Never:
     other 4xx, redirects, used-up quotas. `wire` holds the server's name of each option, '' for one
     that the model refuses. A provider adds requests (`_chat_request`, `_embed_request`) and how to
     read the answers (`_read_reply`, `_rows`)."""
@@ -231,7 +231,7 @@ class Client:
     most = 64  # texts of one embedding request
     longest = 30_000  # characters of one text
     tries = 8
-    hasty = False  # two tries until an address has answered once, and a failure before is fatal
+    hasty = False  # until an address has answered once: two tries, and then a failure is fatal
     deadline = 900.0
     dimension = 0  # of an embedding; 0: not known yet
 
@@ -316,18 +316,19 @@ class Client:
     def _send(self, read, url, body, batch_size=0):
         """read(JSON of the answer): the one retry loop. Raises ServiceError.
 
-        batch_size: of an embedding request, which after two tries is better halved or given up."""
+        batch_size: texts of an embedding request, 0 of a chat. On 5xx a batch of several, on an
+        unreadable answer any, gets two tries only: `embed` then halves it or gives up."""
         text = json.dumps(body, ensure_ascii=False)
         # Lone surrogates, which strict servers refuse, become U+FFFD.
         data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-        end = 0.0
+        end = time.monotonic() + self.deadline
         attempt = 0
         while True:
             attempt += 1
             try:
+                waiting = time.monotonic()
                 with self._slots:
-                    # from here: waiting for a slot is no server's fault
-                    end = end or time.monotonic() + self.deadline
+                    end += time.monotonic() - waiting  # which is no server's fault
                     found = self._try(url, data, read, end)
                 self._answered.add(url)
                 return found
@@ -347,7 +348,7 @@ class Client:
     def _try(self, url, data, read, end):
         """One request; read(JSON) of its answer, which must be whole by the time `end`. Raises
         ServiceError."""
-        left = end - time.monotonic()
+        left = max(end - time.monotonic(), 0.1)
         local = re.match(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])[:/]", url)
         proxies = {"http": "", "https": ""} if local else None
         content = bytearray()
@@ -368,7 +369,8 @@ class Client:
         except (OSError, ValueError) as e:
             text = self._safe(f"{type(e).__name__}: {e}")
             reason = _meaning(text, REASONS) or text
-            kind = "" if isinstance(e, ValueError) else "passing"  # an address, a header
+            # an address, a header: not tried again
+            kind = "" if isinstance(e, ValueError) else "passing"
             raise ServiceError(f"no answer from {url}: {reason}", None, kind) from None
         status = response.status_code
         body = content[:20_000].decode("utf-8", "replace")
@@ -397,7 +399,8 @@ class Client:
     def _safe(self, text):
         """`text` on one line, without markup and without a secret, however the server wrote it."""
         for _ in range(2):  # an escape may be escaped itself
-            text = re.sub(r"\\+u([0-9a-fA-F]{4})", r"&#x\1;", text)
+            # Of a character's number with 99 digits only '&#x;' is left: it would raise ValueError.
+            text = re.sub(r"\\+u([0-9a-fA-F]{4})|&#\d{99,}", r"&#x\1;", text)
             text = html.unescape(unquote(text.replace("\\", "")))
         for secret in filter(None, self._secrets):
             text = text.replace(secret, "***")
@@ -635,7 +638,7 @@ def _spell_out(text):
 
 
 def _read_call(text):
-    """'RAG("war films")' -> ('RAG', 'war films'), 'RAG' or '[RAG]' -> ('RAG', '')."""
+    """'RAG("war films")' -> ('RAG', '"war films"'), 'RAG' or '[RAG]' -> ('RAG', '')."""
     text = re.sub(r"^\[([^\]]*)\]$", r"\1", text.strip("*_`\"' "))
     name, bracketed, rest = re.match(CALL, text).groups("")
     inside = re.sub(r"\]?\)?$", "", bracketed)

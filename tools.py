@@ -146,7 +146,7 @@ class Wiki(Tool):
             others = [f"{p.get('title')} ({p.get('description')})" for p in others[:4]]
             advice = f"Search again with one of: {'; '.join(others) or 'a longer name'}"
             return f"'{page['title']}' may refer to several topics. {extract} {advice}"
-        # '<span class="searchmatch">AC</span>&amp;DC ' -> 'AC&DC'
+        # tags and escapes go: '<span class="searchmatch">AC</span>&amp;DC' -> 'AC&DC'
         about = f"{page.get('description') or ''} {page.get('excerpt') or ''}"
         excerpt = html.unescape(re.sub(r"<[^<>]*>|&#\d{99,}", "", about)).strip()
         return f"{page['title']}: {extract.strip() or excerpt or 'this page has no summary.'}"
@@ -172,7 +172,7 @@ class Wiki(Tool):
                     break
                 with suppress(KeyError, ValueError):  # there may be none, or it is a date
                     wait = float(response.headers["Retry-After"])
-            except ValueError as e:  # of json
+            except (TypeError, ValueError) as e:  # of json, or no object
                 fault = WikiFault(f"{e!r:.400}")
             except Exception as e:  # of requests, urllib3, ssl: no answer, for any reason
                 fault = WikiUnreachable(f"{e!r:.400}")

@@ -391,3 +391,17 @@ def test_titan_takes_one_text_a_request(server):
     assert (rows.tolist(), rows.dtype) == ([[1, 0], [0, 1]], "float32")
     assert [r.body for r in server.requests] == [{"inputText": "a"}, {"inputText": "x" * 50_000}]
     assert {r.path for r in server.requests} == {"/v1/model/embed%3A0/invoke"}
+
+
+def test_a_long_wait_for_a_slot_before_another_try_is_no_fault(server, monkeypatch):
+    llm, other = connect["openai"](workers=1), ThreadPoolExecutor(1)
+    llm.deadline, held = 0.2, Answer(SAID["openai"].body, delay=0.4)
+    server.script(Answer(status=503), held, SAID["openai"])
+    monkeypatch.setattr("persona_agent.time.sleep", lambda pause: wait_for(other))
+
+    def wait_for(other):
+        busy = other.submit(connect["openai"](workers=1).chat, USER)
+        llm._slots.acquire()
+        busy.add_done_callback(lambda done: llm._slots.release())
+
+    assert llm.chat(USER).text == "hello"
