@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterable
@@ -40,7 +41,6 @@ from align import Alignment, bare
 from memory import Episode, EpisodicMemory, MemoryBank, summarize
 from persona_agent import (
     FAILURES,
-    LOG,
     PERSONA,
     Answer,
     Bedrock,
@@ -436,7 +436,7 @@ def _episode(task, first, item, label, earlier, rivals, seed):
         parts[1] = text
         answer = label
         if task.options:
-            rng = random.Random(f"{seed} {first.user} {text}".encode("utf-8", "replace"))
+            rng = random.Random(f"{seed} {first.user} {bare(text)}".encode("utf-8", "replace"))
             pair = [label, rng.choice(rivals)]
             rng.shuffle(pair)
             parts[3:] = pair
@@ -682,7 +682,7 @@ class Cached:
             )
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         if not norms.all():
-            LOG.warning("%s: all zero for some texts", self.embeddings)
+            warnings.warn(f"{self.embeddings}: all zero for some texts", stacklevel=2)
         unit = (rows / (norms + 1e-300)).astype(np.float16)
         return [row.tobytes() for row in unit]
 
@@ -1052,7 +1052,7 @@ def arguments(argv: list) -> Namespace:
     """The command line, checked and with nothing left open; `method` becomes a list of names."""
     parser = ArgumentParser(
         "lamp.py",
-        description="PersonaAgent and its baselines on LaMP. Examples stand in README.md.",
+        description="PersonaAgent and its baselines on LaMP; examples stand in README.md.",
         allow_abbrev=False,
     )
     run_options(parser)
@@ -1068,8 +1068,8 @@ def arguments(argv: list) -> Namespace:
                 raise Problem(f"--method {name}: choose from {', '.join([*METHODS, *GROUPS])}")
             if METHODS[name].embeds and not settings.embed_model:
                 raise Problem(f"--embed-model is missing: {name} retrieves memories")
-        if "" in (settings.data, settings.model) or not 0 <= settings.temperature <= 2:
-            raise Problem("--data or --model is empty, or --temperature is not from 0 to 2")
+        if settings.data == "" or not 0 <= settings.temperature <= 2:
+            raise Problem("--data is empty, or --temperature is not from 0 to 2")
     except ServiceError as e:
         parser.error(str(e))
     settings.cache = os.path.abspath(settings.cache or f"{settings.output}/cache.sqlite")
@@ -1117,7 +1117,6 @@ def _origin(settings, argv):
     failed, commit = subprocess.getstatusoutput(git)
     return {
         "task": settings.task,
-        "stand_in": settings.model == STAND_IN,
         "settings": vars(settings),
         "command": shlex.join(["python", "lamp.py", *argv]),
         "commit": None if failed else commit,

@@ -54,18 +54,21 @@ class Usage:
 # What is not for the reader: all up to the last end of hidden reasoning, all from an open beginning
 # of it or from a made-up next turn on, and special tokens.
 HIDDEN = r"""(?xs)
-    # </think> </seed:think> [/THINK] ◁/think▷ <|channel|>final<|message|>
-    ^.* (?i: [<\[◁] / (?:\w+:)? (?:think|thinking|thought|reasoning) [>\]▷]
-        | <\|channel\|>final<\|message\|> )
-    # <think> <|channel|>analysis
-    | (?i: [<\[◁] (?:\w+:)? (?:think|thinking|thought|reasoning) [>\]▷]
+    # </think> </seed:think> [/THINK] ◁/think▷ <|END_THINKING|> <|channel|>final<|message|>
+    ^.* (?i: [<\[◁] / (?:\w+:)? (?:think|thinking|thought|reasoning) [ ]? [>\]▷]
+        | <\|end_(?:of_)?(?:thought|thinking)\|>
+        | <\|channel\|>final [ ]? (?:<\|constrain\|>\w+)? <\|message\|> )
+    # <think> <|START_THINKING|> <|channel|>analysis
+    | (?i: [<\[◁] (?:\w+:)? (?:think|thinking|thought|reasoning) [ ]? [>\]▷]
+        | <\|(?:start|begin)_(?:of_)?(?:thought|thinking)\|>
         | <\|channel\|>(?!final) ) .*
-    # <|im_start|>user
-    | <\|(?:im_start|start_header_id|start)\|>(?:user|system|human)\b .*
+    # <|im_start|>user <start_of_turn>user <|user|>
+    | (?:<\|(?:im_start|start_header_id|start)\|>|<start_of_turn>)(?:user|system|human)\b .*
+    | <\|user\|> .*
     # <|im_start|>assistant </s> <end_of_turn> <｜end▁of▁sentence｜> [/INST]
     | <\|(?:im_start|start_header_id|start)\|>assistant | <[|｜][^<>|｜\s]{1,40}[|｜]> | </?s>
-    | <start_of_turn>model | <(?:start|end)_of_\w{1,20}> | <(?:\w{1,9}:)?(?:eos|bos|pad|unk)>
-    | \[/?INST\]"""
+    | <start_of_turn>model | <(?:start|end)_of_\w{1,20}> | <\w{1,9}\|>
+    | <(?:\w{1,9}:)?(?:eos|bos|pad|unk|eot|EOT|eod)> | \[(?:/?INST|EOS)\]"""
 
 
 @dataclass
@@ -90,9 +93,9 @@ class Reply:
 # How servers say why a reply ended: OpenAI's finish_reason, Bedrock's stopReason and relatives.
 FINISHES = {
     "context_window": "overflow",
-    "filter|guardrail|safety|sensitive|refus": "content_filter",
+    "filter|guardrail|safety|sensitive|refus|recitation|prohibited": "content_filter",
     "length|max_tokens": "length",
-    "error|insufficient|malformed_model|abort": "fault",
+    "error|insufficient|malformed_(?:model|func)|abort|timeout|overloaded": "fault",
     "": "stop",
 }
 
@@ -138,14 +141,16 @@ class ServiceError(RuntimeError):
 # "Unsupported parameter: 'stop'", "`temperature` is deprecated", "System role not supported",
 # "This model doesn't support the stopSequences field"
 NOT_SUPPORTED = r"""(?:unsupported|not\ support(?:ed)?|n't\ support|deprecated|unrecognized
-    |unexpected|unknown|not\ (?:be\ )?(?:allowed|permitted|enabled)|only\ \S+\ is\ allowed)"""
-BETWEEN = r"""(?:\W+(?:the|this|is|are|does|on|by|for|with|model|request|keyword|argument|parameter
-    |property|field|value|role|messages?|instruction|supplied|extra|inputs))*\W+"""
+    |unexpected|unknown|not\ (?:be\ )?(?:allowed|permitted|enabled)|only\ \S+\ is\ allowed
+    |must\ be\ 1\b|may\ only\ be\ set|roles\ are\ supported)"""
+BETWEEN = r"""(?:\W+(?:the|this|is|are|does|on|by|for|with|model|request|keyword|argument
+    |parameters?|property|field|value|role|messages?|prompts?|instruction|supplied|msg|extra|inputs
+    ))*\W+"""
 OPTIONS = {
     "temperature": "temperature",
     "stop": "(?:stop|stopSequences|stop_sequences)",
     "max_tokens": "(?:max_tokens|max_completion_tokens|maxTokens)",
-    "system": "(?:system|developer)",
+    "system": r"(?:system|developer|only\ user(?:,|\ and)\ assistant)",
 }
 # What an error answer means, by its status and words (of servers' sources and issue threads), the
 # first that fits:
@@ -157,13 +162,17 @@ KINDS = {
     r"""(?x) ^413 | ^(?:400|422|500) .* (?:
         context_length_exceeded | exceed_context_size | context\ the\ overflows
         | expected\ maxLength | (?:maximum|available|model's)\ context | context\ (?:length|window)
-        | maximum\ model\ length | (?:prompt|input)(?:\ \(\d+\ tokens\))?\ is\ too\ (?:long|large)
+        | maximum\ model\ length | reduce\ the\ length\ of
+        | (?:prompt|input)(?:\ length)?(?:\ \(\d+\ tokens\))?(?:\ is)?\ too\ (?:long|large)
+        | exceeded\ model\ token\ limit | input\ length\ \d+\ exceeds
+        | max_tokens\ must\ be\ at\ least\ 1,
         | too\ many\ (?:input\ )?tokens | input\ token(?:s|\ count)\ .{0,20}exceed
         | max_new_tokens`?\ must\ be | context\ limit | must\ have\ less\ than
         | maximum\ prompt\ length | range\ of\ input\ length)""": "overflow",
     "^(?:2|408|409|424|5)": "passing",
     r"""(?x) content.?(?:filter|policy|management) | invalid_prompt | inappropriate\ content
-        | content\ exists\ risk | \bflagged\b""": "content_filter",
+        | content\ exists\ risk | \bflagged\b | sensitive[ _](?:content|words) | safety\ system
+        | moderation_ | violates\ our\ usage | prohibited_content""": "content_filter",
 }
 for name, option in OPTIONS.items():
     forms = rf"\b{option}\b{BETWEEN}{NOT_SUPPORTED}|{NOT_SUPPORTED}{BETWEEN}{option}\b"
@@ -336,7 +345,7 @@ class Client:
                 first = self.hasty and url not in self._answered
                 unreadable = batch_size and e.status == 200
                 failing = batch_size > 1 and (e.status or 0) >= 500
-                tries = min(2, self.tries) if first or unreadable or failing else self.tries
+                tries = 2 if first or unreadable or failing else self.tries
                 pause = e.wait + random.uniform(0, min(30, 0.5 * 2**attempt))
                 late = time.monotonic() + pause > end
                 if e.kind != "passing" or attempt >= tries or late:
@@ -379,7 +388,7 @@ class Client:
             with suppress(Exception):  # it may have any shape
                 return read(json.loads(content))
             said = f"the server did not answer as expected: {said}"
-        words = _without_quotations(said, data.decode())
+        words = _without_quotations(said, self._safe(data.decode()))
         kind = _meaning(f"{status} {words}", KINDS)
         wait = 0.0
         with suppress(ValueError):
@@ -442,6 +451,8 @@ class OpenAICompatible(Client):
     def _read_reply(self, answer):
         choice = answer["choices"][0]
         reason = choice.get("finish_reason")
+        if answer.get("error") or choice.get("error"):
+            raise ValueError
         message = {} if reason == "content_filter" else choice["message"]
         if message.get("refusal"):
             reason = "refusal"
@@ -574,13 +585,13 @@ LABEL = r"""(?xim) ^ (?: (?=.*:) [ \t>#*_`-]* | (?=[ \t]*[#*_][^:\n]*$\s*\S) [ \
 MADE_UP = r"(?im)^[ \t>#*_`-]*observations?\b|^[ \t]*obs(?:er?|erv\w*)?[ \t]*\Z"
 # 'Thought: .. Action: RAG Action Input: x' on one line
 INLINE = r"(?<=\S)[ \t]+(?=(?:Action|Action[ _-]?Input|Final ?Answer)[ \t]*\d*:)"
-LOOK_ALIKES = str.maketrans("\uff1a\u00a0\u202f", ":  ", "\r")
+LOOK_ALIKES = str.maketrans("\uff1a\u00a0\u202f\u2007\u2009\u3000", ":     ", "\r\u200b")
 # A tool call that is written as JSON: {"action": "RAG", "action_input": {"query": "war films"}}
 CALL_KEYS = "action|tool|tool_name|name|action_input|tool_input|arguments|parameters|input|args"
 JSON_CALL = rf'\{{\s*"(?:thought|type|{CALL_KEYS})"|\Z'  # or the end, where no JSON begins
 # 'RAG("war films")', 'RAG[war films]', 'RAG: war films', 'RAG {"query": "war films"}'
 CALL = r"(?s)([\[({:][^\n]*|[^\[({:\n]*)(?:[\[(](.*)|(?::|(?=\{))(.*))?"
-NO_ACTION = "(?i)none|n/?a|no(?:thing| action| tool)?(?: needed| required)?"
+NO_ACTION = "(?i)none|null|n/?a|-|not?(?:hing| action| tool)?(?: needed| required)?"
 # query="war films", {'query': 'war films'}; 'war films', [war films]
 WRAPPED = r"""(?xs) ^ (?: \{?\s* ["']?\w+["']? \s*[:=]\s* (["'])(.*)\1 \s*\}?
     | \[?["'\u201c]{0,2}\ ? ([^"\u201c\u201d\[\]]*?) \ ?["'\u201d]{0,2}\]? ) $"""

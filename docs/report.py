@@ -139,7 +139,7 @@ def load(file: Path) -> Run:
             folder=file.parent,
             method=made["method"],
             task=TASKS[made["task"]],
-            stand_in=made["stand_in"],
+            stand_in=made["settings"]["model"] == lamp.STAND_IN,
             complete=made["complete"],
             settings=made["settings"],
         )

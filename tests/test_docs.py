@@ -46,7 +46,8 @@ def write_run(root, method, answers, golds=GOLDS, stand_in=False, **settings):
         lines.append(names | made | {"iterations": [taken, refused]})
     folder = root / f"{method}{len(list(root.glob('*')))}"
     folder.mkdir(parents=True)
-    made = {"method": method, "task": "lamp2m", "stand_in": stand_in, "complete": len(rows) > 3}
+    made = {"method": method, "task": "lamp2m", "complete": len(rows) > 3}
+    settings |= {"model": lamp.STAND_IN} if stand_in else {}
     (folder / "results.json").write_text(json.dumps({**made, "settings": SETTINGS | settings}))
     for file, data in (("predictions.jsonl", rows), ("personas.jsonl", lines)):
         (folder / file).write_text("".join(json.dumps(row) + "\n" for row in data))

@@ -8,6 +8,7 @@ from io import StringIO
 
 import pytest
 
+from align import bare
 from lamp import METHODS, SAMPLE, TASKS, Cache, Cached, Problem, _locate, cli, load, read_answer
 from tests import standin
 from tests.conftest import Scripted
@@ -199,6 +200,7 @@ BAD_FILES = {  # questions, golds
     "UTF-16": (FINE.decode().encode("utf-16"), GOLDS.decode().encode("utf-16")),
     "Latin-1": (FINE.replace(b"x", b"caf\xe9"), GOLDS.replace(b"action", b"caf\xe9")),
     "nesting": (DEEP, b'{"golds":' + DEEP),
+    "nesting in a record": (b'[{"id":"q","profile":[{"a":' + DEEP, b"{" + DEEP),
     "a long number": (b'[{"id": %s}]' % LONG_NUMBER, GOLDS.replace(b"7", LONG_NUMBER)),
     "a folder": (None, None),
     "HTML": (b"<!DOCTYPE html><html>not found</html>", b"<!DOCTYPE html><html></html>"),
@@ -345,6 +347,14 @@ def test_a_simulated_answer_reads_the_past_only_and_no_copy_of_itself(tmp_path):
             read[chat[1].split(": ")[-1]] = set(re.findall(r"- .* \| (.*)", chat[-1]))
     past = {"Film four": {*films[:3]}, "Film five": {*films[:4]}, "Film": {*films}}
     assert read == {**past, "FILM two!": {films[0], *films[2:5]}}
+
+
+def test_two_spellings_of_a_cited_paper_ask_the_same(tmp_path):
+    items = [item(text, "lamp1", citation="C") for text in ("A pan. Don't!", "A PAN, DON’T")]
+    rivals = [item(f"other {n}", "lamp1", citation=f"rival {n}") for n in range(9)]
+    users = read(tmp_path, [asks("Q", items, "lamp1"), asks("R", rivals, "lamp1")], "lamp1")
+    one, other = (bare(episode.query) for episode in users[1].history)
+    assert one == other and "rival" in one
 
 
 TEXT = "The baker's café sells bread & rolls. Really fine!"

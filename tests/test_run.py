@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -270,6 +271,15 @@ def test_embeddings_are_kept_as_unit_rows_of_one_dimension(tmp_path):
     with pytest.raises(Problem, match=f"{re.escape(path)}.* 2 .* 3"):
         Cached(llm, Cache(path)).embed(["c"])
     assert Cache(path).count("embeddings e") == 2 and os.listdir(tmp_path) == ["c?mode=ro#%41 ü"]
+
+
+def test_all_zero_rows_are_told_once(tmp_path):
+    llm = SimpleNamespace(model="m", embed_model="e", embed=lambda texts: [[0.0, 0.0]] * len(texts))
+    model = Cached(llm, Cache(f"{tmp_path}/c"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        rows = [model.embed([text]).tolist() for text in "ab"]
+    assert rows == [[[0, 0]]] * 2 and [str(told[0].message)] == [str(w.message) for w in told]
 
 
 def test_what_is_stored_first_stays(tmp_path):
