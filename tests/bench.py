@@ -127,9 +127,17 @@ def width(llm):
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(16) as pool:
         generate(Path(root, "dev"), 64, 192, 12)
         argv = f"--task lamp3 --data {root} --output {root} --workers 16 --model m --embed-model e"
-        again = bare_posts(lambda: lamp.main([*argv.split(), "--base-url", slow]), pool.map)
-        (path,) = Path(root).rglob("results.json")
-        return [json.loads(path.read_text())["seconds"] / timeit(again, number=1)]
+        seconds, run = [], lamp.run
+
+        def timed(*given):
+            start = time.monotonic()
+            results = run(*given)
+            seconds.append(time.monotonic() - start)
+            return results
+
+        with mock.patch("lamp.run", timed):  # reading the data is no part of it
+            again = bare_posts(lambda: lamp.main([*argv.split(), "--base-url", slow]), pool.map)
+        return [seconds[0] / timeit(again, number=1)]
 
 
 def modules(llm):
