@@ -349,7 +349,8 @@ class Client:
                 pause = e.wait + random.uniform(0, min(30, 0.5 * 2**attempt))
                 late = time.monotonic() + pause > end
                 if e.kind != "passing" or attempt >= tries or late:
-                    e.fatal |= first and (e.kind == "passing" or e.status == 404)
+                    # An unreadable batch is no dead server: one of its texts may be at fault.
+                    e.fatal |= first and not unreadable and (e.kind == "passing" or e.status == 404)
                     e.args = (f"{e} ({attempt} tries). {HINTS.get(e.status, '')}",)
                     raise
             time.sleep(pause)

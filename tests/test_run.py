@@ -218,6 +218,16 @@ def test_a_failed_question_is_outside_the_metric_and_its_cost_counts(server, tmp
     assert found["usage"]["answers"]["calls"] == sum(row["usage"]["calls"] for row in rows)
 
 
+def test_the_very_first_text_that_cannot_be_embedded_fails_alone(server, tmp_path):
+    first = lamp.load(TASKS["lamp2m"], SAMPLE)[0][0].history[0].text[20:60]
+    fault = Answer({"data": [{"embedding": ["NaN"]}]})
+    server.fault = lambda n, path, sent: fault if "/embed" in path and first in sent else None
+    assert cli(command(server, tmp_path, "--workers", 1)) == 1
+    rows = read(tmp_path)
+    assert ["error" in row for row in rows] == [True, True, False, False]
+    assert first in rows[0]["error"]
+
+
 @pytest.mark.parametrize("why, status", [("too many tokens", "overflow"), ("flagged", "refused")])
 def test_what_the_model_fails_to_say_is_empty_and_wrong(server, tmp_path, why, status):
     fault = Answer({"error": why}, 400)
