@@ -143,6 +143,12 @@ def test_workers_bound_the_requests_in_flight_and_waiting_for_a_slot_is_no_fault
     assert (len(server.requests), server.most, max(seconds) > 0.2) == (8, 2, True)
 
 
+def test_a_clock_that_jumps_changes_no_duration(server, monkeypatch):
+    server.script(Answer(status=503), SAID["openai"])
+    monkeypatch.setattr("time.time", iter(range(1000, 0, -1)).__next__)
+    assert 0 < connect["openai"]().chat(USER).usage.seconds < 1
+
+
 def test_a_pause_leaves_its_slot_to_others(server, monkeypatch):
     llm, other = connect["openai"](workers=1), ThreadPoolExecutor(1)
     server.script(Answer(status=503), SAID["openai"])

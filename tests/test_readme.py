@@ -182,3 +182,23 @@ def test_the_lines_of_the_assistant_are_its_own():
     own = {line.strip() for line in code.splitlines()}
     lines = [line.strip() for line in shown.splitlines()]
     assert len(lines) > 9 and set(lines) <= own
+
+
+def test_inside_another_repository_no_commit_is_named(tmp_path):
+    for module in [*ALONE, "lamp"]:
+        shutil.copy(lamp.HERE / f"{module}.py", tmp_path)
+    for command in ("init -q", "add .", "-c user.name=n -c user.email=e commit -qm other"):
+        subprocess.run(["git", "-C", tmp_path, *command.split()], check=True)
+    code = "import argparse, lamp; print(lamp._origin(argparse.Namespace(task='', model=''), []))"
+    argv = [sys.executable, "-c", code]
+    (tmp_path / "sub").mkdir()
+    for module in [*ALONE, "lamp"]:
+        shutil.move(tmp_path / f"{module}.py", tmp_path / "sub")
+    done = subprocess.run(argv, cwd=tmp_path / "sub", capture_output=True, text=True, check=True)
+    assert "'commit': None" in done.stdout
+
+
+def test_what_users_must_know_of_peeking_and_of_lamps_scorer_is_said():
+    assert "the profile is of the whole history, and may tell that answer" in README
+    said = " ".join(PAGES["outputs.md"].split())
+    assert "knows only the movie tags for `LaMP_2`, so that on `lamp2n` files it says 1.0" in said
