@@ -1,12 +1,15 @@
 """What several test files share: a model that says what it is told to, and an embedding by hand."""
 
 import signal
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from persona_agent import Reply
+
+sys.setswitchinterval(0.001)  # a client and its server are threads here: they take turns sooner
 
 
 class Scripted:
