@@ -203,7 +203,7 @@ REFUSAL = r"""(?xi)\W*
 def unwrap(reply: str) -> str:
     """The prompt inside an update reply, without opening line, headings, rules, fences, quotes or a
     tag round it, closing remarks, and an echo of the feedback. What stands between them is not
-    touched."""
+    touched; a last paragraph of its own that reads like a closing remark goes, too."""
     text = re.split(ECHO, reply)[0]
     text = re.sub(OPENING, "", text.strip())
     for border in (RULE, BORDER):

@@ -693,7 +693,7 @@ class CachedWiki(Wiki):
     cache: Cache
 
     def look_up(self, topic: str) -> str:
-        ask = partial(map, super().look_up)
+        ask = partial(map, super().look_up)  # of a list of topics
         (found,) = self.cache.answers(f"pages {self.base_url}", [topic], ask)
         return found
 
@@ -744,7 +744,7 @@ def _connected(settings_json, pid):
 
 
 def _try_method(settings, method, user, agent):
-    """What came of making the agent ready for the user, then of each query."""
+    """What came of making the agent ready for the user, then of each query, asked of a copy."""
     line = _attempt({"user_id": user.id}, agent, _prepare, settings, method, user)
 
     def _ask(query):
@@ -797,13 +797,14 @@ def _answer(agent, settings, method, query):
     if method.bank:
         memories = agent.memory.recall(task.content(query.input), settings.top_k)
         agent.persona = agent.persona.replace("{memories}", memories)
-    parts = [agent.persona, *query.examples[: method.others], prompt]
-    asked = "\n\n".join(filter(None, parts))
+    asked = prompt
     if method.tools or method.aligned:
         answer = agent.answer(prompt)
-        if not method.bank:  # what that recalled stands nowhere else
-            asked = prompt
+        if method.bank:  # what it recalled stands nowhere else
+            asked = f"{agent.persona}\n\n{prompt}"
     else:
+        parts = [agent.persona, *query.examples[: method.others], prompt]
+        asked = "\n\n".join(filter(None, parts))
         reply = agent.llm.chat([{"role": "user", "content": asked}])
         answer = Answer(reply.text, [], FAILURES.get(reply.finish, "answered"), reply.usage)
     return {
@@ -1077,8 +1078,8 @@ def arguments(argv: list) -> Namespace:
 
 
 def resolve(settings: Namespace):
-    """Fill in the provider and the embedding model where they were left open. Raises
-    ServiceError."""
+    """Fill in the provider and the embedding model where they were left open; before `cache` is,
+    which the stand-in refuses. Raises ServiceError."""
     if settings.model == STAND_IN:  # whatever keys the environment holds
         server = settings.provider or settings.base_url or settings.embed_base_url
         if server or settings.embed_model or settings.cache or settings.offline:
@@ -1208,9 +1209,9 @@ def _conclude(results, wiki):
         errors += found["errors"]
         outages += found["wikipedia_outages"]
     if outages:
-        why = printable(wiki.down or "see the rows")
         print(
-            f"\nWIKIPEDIA WAS NOT REACHED in {outages} questions or alignments ({why}).\n"
+            f"\nWIKIPEDIA WAS NOT REACHED in {outages} questions or alignments "
+            f"({printable(wiki.down or 'see the rows')}).\n"
             "The same command, with Wikipedia back, asks those anew."
         )
     if used.cut > used.calls / 10:

@@ -37,7 +37,8 @@ class Episode:
 class EpisodicMemory:
     """D^u with cosine top-K retrieval. Insertion order is time order, oldest first.
 
-    embed: n texts -> array (n, d). `rows` holds unit vectors, float32 (n, d); a zero vector stays.
+    embed: n texts -> array (n, d). `rows` holds unit vectors, float32 (n, d), (0, 0) while
+    there are none; a zero vector stays.
     """
 
     embed: Callable
@@ -123,8 +124,9 @@ def summarize(
 ) -> str:
     """Semantic memory P^u = f_s(S_t, D^u) (Eq. 3): a summary of the newest episodes.
 
-    instruction: S_t. Each episode's text is cut to `words`. No episodes: no call and an empty
-    profile; the profile of a model that refuses, or that the history is too long for, is empty too.
+    instruction: S_t. newest: at least 1. Each episode's text is cut to `words`. No episodes: no
+    call and an empty profile; that of a model that refuses, or that the history is too long for, is
+    empty too.
     """
     texts = [episode.text for episode in episodes][-newest:]
     return _ask(llm, SUMMARY_PROMPT.replace("{instruction}", instruction), texts, words)

@@ -2,8 +2,8 @@
 
 A line belongs here if it happens between a question and its answer. A model is anything with
 `chat(messages, stop, max_tokens) -> Reply` and `embed(texts) -> array`; a tool anything with
-`name`, `description` and a call from text to text. The loop asks for the paper's two tools, it
-does not enforce them.
+`name`, `description` and a call from text to text. PERSONA asks for two tools; the loop does not
+enforce it.
 """
 
 import hmac
@@ -152,10 +152,9 @@ OPTIONS = {
     "max_tokens": "(?:max_tokens|max_completion_tokens|maxTokens)",
     "system": r"(?:system|developer|only\ user(?:,|\ and)\ assistant)",
 }
-# What an error answer means, by its status and words (of servers' sources and issue threads), the
-# first that fits:
-# 'passing' (worth another try), 'spent' (a quota), 'overflow', 'content_filter', or an option that
-# the model refuses.
+# What an error answer means: the first pattern found in 'STATUS words' (wordings are of servers'
+# sources and issue threads). 'passing' (worth another try), 'spent' (a quota), 'overflow',
+# 'content_filter', or an option of OPTIONS that the model refuses.
 KINDS = {
     r"insufficient_quota|credit_balance|(?:spend|usage|hard)_limit|per[ _]?day": "spent",
     r"^429|rate.?limit|(?:tokens|requests) per min|please wait|throttl": "passing",
@@ -174,6 +173,7 @@ KINDS = {
         | content\ exists\ risk | \bflagged\b | sensitive[ _](?:content|words) | safety\ system
         | moderation_ | violates\ our\ usage | prohibited_content""": "content_filter",
 }
+# last, so that any other meaning goes first
 for name, option in OPTIONS.items():
     forms = rf"\b{option}\b{BETWEEN}{NOT_SUPPORTED}|{NOT_SUPPORTED}{BETWEEN}{option}\b"
     KINDS[f"(?x)^4(?:00|22).*(?:{forms})"] = name
@@ -283,9 +283,10 @@ class Client:
         return reply
 
     def embed(self, texts: list) -> np.ndarray:
-        """Embeddings of n texts, float32 (n, d). A blank text is embedded as '(empty)'; one that
-        is too long for the model is cut, which is logged. A batch that is refused is halved, for
-        the rest of the call, too; a single text that is refused is named in the error."""
+        """Embeddings of n texts, float32 (n, d). A blank text is embedded as '(empty)'. One of
+        more than `longest` characters is cut; `longest` is halved, and that logged, where the model
+        takes less. A batch that is refused is halved, for the rest of the call, too; a single text
+        that is refused is named in the error."""
         rows: list = []
         size = self.most
         while len(rows) < len(texts):
@@ -590,7 +591,8 @@ LOOK_ALIKES = str.maketrans("\uff1a\u00a0\u202f\u2007\u2009\u3000", ":     ", "\
 # A tool call that is written as JSON: {"action": "RAG", "action_input": {"query": "war films"}}
 CALL_KEYS = "action|tool|tool_name|name|action_input|tool_input|arguments|parameters|input|args"
 JSON_CALL = rf'\{{\s*"(?:thought|type|{CALL_KEYS})"|\Z'  # or the end, where no JSON begins
-# 'RAG("war films")', 'RAG[war films]', 'RAG: war films', 'RAG {"query": "war films"}'
+# 'RAG("war films")', 'RAG[war films]', 'RAG: war films', 'RAG {"query": "war films"}'; groups: the
+# name, what stands in brackets, what follows ':' or is JSON
 CALL = r"(?s)([\[({:][^\n]*|[^\[({:\n]*)(?:[\[(](.*)|(?::|(?=\{))(.*))?"
 NO_ACTION = "(?i)none|null|n/?a|-|not?(?:hing| action| tool)?(?: needed| required)?"
 # query="war films", {'query': 'war films'}; 'war films', [war films]

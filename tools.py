@@ -125,7 +125,7 @@ class Wiki(Tool):
             return WIKI_DOWN
 
     def look_up(self, topic: str) -> str:
-        """Search, then the best page's summary, or the search's excerpt where the page gives none.
+        """Search, then the best page's summary, or what the search says of it if that gives none.
 
         Raises WikiUnreachable where the search gets no answer, or the page for want of a
         connection."""
@@ -154,7 +154,8 @@ class Wiki(Tool):
     def _get(self, path):
         """The JSON object at `path`; {} where Wikipedia has none (400, 404, 414).
 
-        Raises WikiUnreachable after four tries or `patience` seconds."""
+        Raises WikiUnreachable after four tries or `patience` seconds; at once for any other 4xx
+        but 429."""
         end = time.monotonic() + self.patience
         wait = 0.0
         for attempt in range(4):
@@ -208,7 +209,7 @@ class RAG(Tool):
         return RAG(memory, self.k)
 
     def recall(self, query: str) -> str:
-        """The k most similar episodes, a line each, the long ones cut."""
+        """The k most similar episodes, each behind '- ', the long ones cut."""
         found = self.memory.search(query, self.k)
         if not found:
             return NO_MEMORY
