@@ -72,11 +72,12 @@ Note: more specific queries yield more accurate results.
 Requirement: must use this tool at least once to answer the question."""
 
 # ours; observations
-WIKI_DOWN = (
-    "Wikipedia cannot be reached at the moment. Use another tool, or answer from what you know."
-)
+WIKI_DOWN = """\
+Wikipedia cannot be reached at the moment. Use another tool, or answer from what you know."""
 NO_PAGE = "Wikipedia has no page about '{topic}'. Try a more precise or a more common topic name."
 NO_MEMORY = "The user memory is empty: nothing is known about this user."
+# behind what was recalled: a small model goes on searching without it
+ENOUGH = "(If this is enough to answer, write your Final Answer now.)"
 
 
 class WikiUnreachable(Exception):
@@ -209,10 +210,11 @@ class RAG(Tool):
         return RAG(memory, self.k)
 
     def recall(self, query: str) -> str:
-        """The k most similar episodes, each behind '- ', the long ones cut."""
+        """The k most similar episodes, each behind '- ', the long ones cut; then ENOUGH."""
         found = self.memory.search(query, self.k)
         if not found:
             return NO_MEMORY
-        room = max(LIMIT // len(found) - 8, 40)
+        room = max(1930 // len(found) - 8, 40)  # ENOUGH needs the rest of LIMIT
         # Not numbered: '[1]' would look like an answer of LaMP-1.
-        return "\n".join(f"- {_shorten(episode.text, room)}" for episode, _ in found)
+        recalled = "\n".join(f"- {_shorten(episode.text, room)}" for episode, _ in found)
+        return f"{recalled}\n\n{ENOUGH}"

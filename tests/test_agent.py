@@ -243,5 +243,5 @@ def test_an_agent_reads_what_was_remembered(scripted, embed):
     agent = persona_agent.PersonaAgent(llm, memory, "You know zebras.", [RAG(memory)])
     agent.memory.remember("zebra?", "yes", date="2020-01-01")
     answer = agent.answer("Which?")
-    assert answer.steps[0].observation == "- 2020-01-01 | answer: yes | zebra?"
+    assert answer.steps[0].observation.startswith("- 2020-01-01 | answer: yes | zebra?\n\n")
     assert llm.calls[0]["messages"][0]["content"].startswith("You know zebras.\n\n")

@@ -11,7 +11,7 @@ import pytest
 from align import GRADIENT_PROMPT, UPDATE_PROMPT, align, bare, fill, is_degenerate, unwrap
 from memory import Episode, EpisodicMemory
 from persona_agent import PersonaAgent, Reply
-from tools import RAG
+from tools import ENOUGH, RAG
 
 TABLE = json.loads((Path(__file__).parent / "tables" / "alignment.json").read_text("utf-8"))
 QUESTION = TABLE["question"]
@@ -106,7 +106,8 @@ def test_a_simulation_sees_the_past_only(aligned):
 def test_a_simulation_does_not_see_the_same_question_in_another_spelling(aligned, before):
     episodes = [Episode(query, "5") for query in (before, "A pan", QUESTION)]
     _, record = aligned(answer=look, episodes=episodes)
-    assert record.iterations[0].samples[0].answer.steps[0].observation == "- answer: 5 | A pan"
+    (step, *_) = record.iterations[0].samples[0].answer.steps
+    assert step.observation == f"- answer: 5 | A pan\n\n{ENOUGH}"
 
 
 def test_the_simulations_of_a_batch_run_side_by_side(aligned):

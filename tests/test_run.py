@@ -432,7 +432,7 @@ OPTIONS = {
     "limit": ("1", lambda run: len(run.rows) == 1),
     "max_history": ("5", lambda run: run.lines[0]["history"] == 5),
     "seed": ("1", lambda run: run.chats and not run.texts),
-    "top_k": ("2", lambda run: run.rows[0]["steps"][0]["observation"].count("\n") == 1),
+    "top_k": ("2", lambda run: run.rows[0]["steps"][0]["observation"].count("\n- ") == 1),
     "batch": ("2", lambda run: len(run.lines[0]["iterations"][0]["samples"]) == 2),
     "iterations": ("2", lambda run: len(run.lines[0]["iterations"]) == 2),
     "max_steps": ("1", lambda run: run.rows[0]["status"] == "forced"),

@@ -7,7 +7,7 @@ import pytest
 
 from memory import Episode, EpisodicMemory
 from tests.faults import Answer, Faults, dead_address
-from tools import LIMIT, NO_PAGE, RAG, WIKI_DOWN, Tool, Wiki, WikiUnreachable
+from tools import ENOUGH, LIMIT, NO_PAGE, RAG, WIKI_DOWN, Tool, Wiki, WikiUnreachable
 
 SEARCH, PAGE = "/w/rest.php/v1/search/page", "/api/rest_v1/page/summary/"
 
@@ -163,7 +163,8 @@ def rag(embed, *texts, k=4):
 def test_rag_shows_the_k_best_of_its_memory_or_of_the_one_that_it_is_put_over(embed):
     one = rag(embed, "love", "war", "war and love", k=2)
     other = one.over(rag(embed, "love", "love", "love").memory)
-    assert (one("a war film"), other("love")) == ("- war\n- war and love", "- love\n- love")
+    assert one("a war film") == f"- war\n- war and love\n\n{ENOUGH}"
+    assert other("love") == f"- love\n- love\n\n{ENOUGH}"
 
 
 @pytest.mark.parametrize("length, cut", [(400, 0), (LIMIT, 4)])
@@ -171,6 +172,7 @@ def test_long_hits_share_the_room_of_an_observation(embed, length, cut):
     observation = rag(embed, *[f"war {i} {'x' * length}" for i in range(4)])("war")
     assert (observation.count("- war "), observation.count("x ...")) == (4, cut)
     assert len(observation) <= LIMIT
+    assert observation.endswith(ENOUGH)
 
 
 def test_rag_over_an_empty_memory_says_so(embed):
