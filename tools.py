@@ -76,8 +76,8 @@ WIKI_DOWN = """\
 Wikipedia cannot be reached at the moment. Use another tool, or answer from what you know."""
 NO_PAGE = "Wikipedia has no page about '{topic}'. Try a more precise or a more common topic name."
 NO_MEMORY = "The user memory is empty: nothing is known about this user."
-# behind what was recalled: a small model goes on searching without it
-ENOUGH = "(If this is enough to answer, write your Final Answer now.)"
+# behind what was recalled, in the words of the loop: a small model goes on searching without it
+ENOUGH = "\n\n(If this is enough to answer, write your Final Answer now.)"
 
 
 class WikiUnreachable(Exception):
@@ -214,7 +214,6 @@ class RAG(Tool):
         found = self.memory.search(query, self.k)
         if not found:
             return NO_MEMORY
-        room = max(1930 // len(found) - 8, 40)  # ENOUGH needs the rest of LIMIT
+        room = max((LIMIT - 70) // len(found) - 8, 40)  # 70: for ENOUGH
         # Not numbered: '[1]' would look like an answer of LaMP-1.
-        recalled = "\n".join(f"- {_shorten(episode.text, room)}" for episode, _ in found)
-        return f"{recalled}\n\n{ENOUGH}"
+        return "\n".join(f"- {_shorten(episode.text, room)}" for episode, _ in found) + ENOUGH

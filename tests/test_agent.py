@@ -8,7 +8,7 @@ import pytest
 import persona_agent
 from memory import EpisodicMemory
 from persona_agent import Reply, ServiceError, Usage, find_tool, parse_reply, protocol, react
-from tools import RAG, Tool
+from tools import ENOUGH, RAG, Tool
 
 TABLES = Path(__file__).parent / "tables"
 REPLIES = json.loads((TABLES / "replies.json").read_text("utf-8"))
@@ -243,5 +243,5 @@ def test_an_agent_reads_what_was_remembered(scripted, embed):
     agent = persona_agent.PersonaAgent(llm, memory, "You know zebras.", [RAG(memory)])
     agent.memory.remember("zebra?", "yes", date="2020-01-01")
     answer = agent.answer("Which?")
-    assert answer.steps[0].observation.startswith("- 2020-01-01 | answer: yes | zebra?\n\n")
+    assert answer.steps[0].observation == f"- 2020-01-01 | answer: yes | zebra?{ENOUGH}"
     assert llm.calls[0]["messages"][0]["content"].startswith("You know zebras.\n\n")

@@ -107,7 +107,7 @@ def test_a_simulation_does_not_see_the_same_question_in_another_spelling(aligned
     episodes = [Episode(query, "5") for query in (before, "A pan", QUESTION)]
     _, record = aligned(answer=look, episodes=episodes)
     (step, *_) = record.iterations[0].samples[0].answer.steps
-    assert step.observation == f"- answer: 5 | A pan\n\n{ENOUGH}"
+    assert step.observation == f"- answer: 5 | A pan{ENOUGH}"
 
 
 def test_the_simulations_of_a_batch_run_side_by_side(aligned):

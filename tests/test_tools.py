@@ -163,8 +163,8 @@ def rag(embed, *texts, k=4):
 def test_rag_shows_the_k_best_of_its_memory_or_of_the_one_that_it_is_put_over(embed):
     one = rag(embed, "love", "war", "war and love", k=2)
     other = one.over(rag(embed, "love", "love", "love").memory)
-    assert one("a war film") == f"- war\n- war and love\n\n{ENOUGH}"
-    assert other("love") == f"- love\n- love\n\n{ENOUGH}"
+    assert one("a war film") == f"- war\n- war and love{ENOUGH}"
+    assert other("love") == f"- love\n- love{ENOUGH}"
 
 
 @pytest.mark.parametrize("length, cut", [(400, 0), (LIMIT, 4)])
